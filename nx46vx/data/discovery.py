@@ -1,0 +1,227 @@
+"""From a folder in the competition's layout to a checked list of cases."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nx46vx.data.integrity import DigestBook, FileFacts, Mapper, try_measure
+from nx46vx.errors import DataError, EnvironmentFault, NX46Error
+from nx46vx.runtime.digest import digest_json
+from nx46vx.runtime.sink import EventSink
+
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES = "train_images", "train_labels", "test_images"
+MIN_PAIRS = 3
+SKIPPED_BY_CONFIG = "left out by the configuration (data.skip_cases)"
+NO_IMAGE, NO_LABEL = "label without image", "image without label"
+_SAVE_EVERY = 64
+_LAYOUT_FIX = f"give a folder with {TRAIN_IMAGES}/ID.tif, {TRAIN_LABELS}/ID.tif and {TEST_IMAGES}/ID.tif"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One volume, with its label where there is one; ``shape`` (z, y, x), ``counts`` voxels of label 0, 1, 2."""
+
+    case_id: str
+    image: Path
+    label: Path | None
+    shape: tuple[int, int, int]
+    image_digest: str
+    label_digest: str | None
+    counts: tuple[int, int, int] | None
+
+    @property
+    def prevalence(self) -> float:
+        """Share of surface among the voxels labelled 0 or 1; NaN without a label."""
+        if self.counts is None or self.counts[0] + self.counts[1] == 0:
+            return math.nan
+        return self.counts[1] / (self.counts[0] + self.counts[1])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "case_id": self.case_id, "image": str(self.image), "label": None if self.label is None else str(self.label),
+            "shape": list(self.shape), "image_digest": self.image_digest, "label_digest": self.label_digest,
+            "counts": None if self.counts is None else list(self.counts),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Case:
+        try:
+            (z, y, x), counts, label = value["shape"], value["counts"], value["label"]
+            return cls(
+                str(value["case_id"]), Path(value["image"]), None if label is None else Path(label),
+                (int(z), int(y), int(x)), str(value["image_digest"]), value["label_digest"],
+                None if counts is None else (int(counts[0]), int(counts[1]), int(counts[2])),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DataError("a saved case cannot be read", found=error, fix="plan the run again") from error
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Usable cases, sorted by id, and everything that was left out, as ``(case_id, reason)``."""
+
+    train: tuple[Case, ...]
+    test: tuple[Case, ...]
+    orphan_images: tuple[str, ...]
+    orphan_labels: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    @property
+    def digest(self) -> str:
+        """Names the content: ids and file digests, not the place."""
+        return digest_json(
+            [[[case.case_id, case.image_digest, case.label_digest] for case in part] for part in (self.train, self.test)]
+        )
+
+    @property
+    def skipped_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Those skips that had both an image and a label on disk."""
+        orphans = {*self.orphan_images, *self.orphan_labels}
+        return tuple(item for item in self.skipped if item[0] not in orphans)
+
+    @property
+    def pair_count(self) -> int:
+        """Image and label pairs found on disk, usable or not."""
+        return len(self.train) + len(self.skipped_pairs)
+
+
+def discover(
+    data_dir: Path, *, book: DigestBook, sink: EventSink, executor: Mapper, skip_cases: Collection[str] = ()
+) -> Dataset:
+    """Find the pairs and the test volumes, measure what the book does not know, skip what cannot be used, by name.
+
+    Raises:
+        DataError: a folder is missing or empty, no pairs, fewer than three usable ones, or a bad test file.
+    """
+    data_dir = Path(data_dir)
+    images, labels, tests = (_listing(data_dir / name) for name in (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES))
+    pairs = sorted(images.keys() & labels.keys())
+    if not pairs:
+        found = f"{len(images)} images and {len(labels)} labels with no id in common"
+        raise DataError("there is no pair of image and label", where=data_dir, found=found, fix=_LAYOUT_FIX)
+    orphan_images, orphan_labels = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
+    skips = {case_id: NO_LABEL for case_id in orphan_images} | {case_id: NO_IMAGE for case_id in orphan_labels}
+    skips |= {case_id: SKIPPED_BY_CONFIG for case_id in pairs if case_id in skip_cases}
+    wanted = [case_id for case_id in pairs if case_id not in skips]
+    files = [(path, label) for case_id in wanted for path, label in ((images[case_id], False), (labels[case_id], True))]
+    files += [(path, False) for _, path in sorted(tests.items())]
+    facts = _measure(files, book=book, sink=sink, executor=executor)
+
+    train: list[Case] = []
+    for case_id in wanted:
+        case = _pair(case_id, images[case_id], labels[case_id], facts)
+        if isinstance(case, Case):
+            train.append(case)
+        else:
+            skips[case_id] = case
+    test: list[Case] = []
+    for case_id, path in sorted(tests.items()):
+        known = facts[path]
+        if isinstance(known, NX46Error):
+            raise DataError(
+                f"test case {case_id} cannot be used, and a test case cannot be skipped", where=path, found=known,
+                fix="download the file again",
+            )  # fmt: skip
+        test.append(Case(case_id, path, None, known.shape, known.digest, None, None))
+    skipped = tuple(sorted(skips.items()))
+    for case_id, reason in skipped:
+        sink.emit("CASE_SKIPPED", case_id=case_id, reason=reason)
+    dataset = Dataset(tuple(train), tuple(test), tuple(orphan_images), tuple(orphan_labels), skipped)
+    _report(dataset, data_dir, sink, sorted(set(skip_cases) - {*images, *labels}))
+    if len(train) < MIN_PAIRS:
+        raise DataError(
+            f"only {len(train)} usable pairs, at least {MIN_PAIRS} are needed", where=data_dir,
+            found="; ".join(f"{case_id}: {reason}" for case_id, reason in skipped) or f"{len(pairs)} pairs",
+            fix="mend or replace the files named, or add pairs",
+        )  # fmt: skip
+    return dataset
+
+
+def _listing(folder: Path) -> dict[str, Path]:
+    """TIFFs of a folder by case id; hidden files are passed over."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError("the folder is not there", where=folder, found=error.strerror, fix=_LAYOUT_FIX) from error
+    listing: dict[str, Path] = {}
+    for path in entries:
+        if path.name.startswith(".") or path.suffix.lower() not in (".tif", ".tiff"):
+            continue
+        if path.stem in listing:
+            names = f"{listing[path.stem].name} and {path.name}"
+            raise DataError("two files claim one case", where=folder, found=names, fix="keep one of them")
+        listing[path.stem] = path
+    if not listing:
+        found = f"{len(entries)} other files" if entries else "an empty folder"
+        raise DataError("the folder holds no TIFF", where=folder, found=found, fix=_LAYOUT_FIX)
+    return listing
+
+
+def _measure(
+    files: list[tuple[Path, bool]], *, book: DigestBook, sink: EventSink, executor: Mapper
+) -> dict[Path, FileFacts | NX46Error]:
+    """Facts of every file, from the book or measured over the executor; the book is saved as it grows."""
+    known: dict[Path, FileFacts | NX46Error | None] = {path: book.get(path, label=label) for path, label in files}
+    todo = [(path, label) for path, label in files if known[path] is None]
+    fresh: Iterator[FileFacts | NX46Error] = executor.map(
+        try_measure, [path for path, _ in todo], [label for _, label in todo]
+    )
+    facts: dict[Path, FileFacts | NX46Error] = {}
+    measured = 0
+    try:
+        for index, (path, _) in enumerate(files):
+            remembered = known[path]
+            facts[path] = fact = remembered if remembered is not None else next(fresh)
+            if isinstance(fact, EnvironmentFault):
+                raise fact
+            if remembered is None and isinstance(fact, FileFacts):
+                book.record(path, fact)
+                measured += 1
+                if measured % _SAVE_EVERY == 0:
+                    book.save()
+            sink.emit(
+                "PROGRESS_UPDATE", stage="discovery", file=str(path), index=index + 1, total=len(files),
+                remembered=remembered is not None,
+            )  # fmt: skip
+    finally:
+        book.save()
+    return facts
+
+
+def _pair(case_id: str, image: Path, label: Path, facts: Mapping[Path, FileFacts | NX46Error]) -> Case | str:
+    """The case, or why it cannot be used."""
+    of_image, of_label = facts[image], facts[label]
+    if isinstance(of_image, NX46Error):
+        return f"image: {of_image}"
+    if isinstance(of_label, NX46Error):
+        return f"label: {of_label}"
+    if of_image.shape != of_label.shape:
+        return f"shape mismatch: image {of_image.shape}, label {of_label.shape}"
+    if of_label.counts is None:
+        return "label: not counted"
+    zeros, ones, _ = of_label.counts
+    if zeros + ones == 0:
+        return "all voxels are ignored (label 2)"
+    if zeros == 0 or ones == 0:
+        return f"a single class: {zeros} background and {ones} surface voxels"
+    return Case(case_id, image, label, of_image.shape, of_image.digest, of_label.digest, of_label.counts)
+
+
+def _report(dataset: Dataset, data_dir: Path, sink: EventSink, absent_skips: list[str]) -> None:
+    totals = [sum(case.counts[value] for case in dataset.train if case.counts) for value in range(3)]
+    voxels = max(1, sum(totals))
+    shapes = Counter("x".join(map(str, case.shape)) for case in (*dataset.train, *dataset.test))
+    sink.emit(
+        "DATASET_DISCOVERY", data_dir=str(data_dir), pair_count=dataset.pair_count, usable_pairs=len(dataset.train),
+        test_count=len(dataset.test), orphan_images=list(dataset.orphan_images),
+        orphan_labels=list(dataset.orphan_labels), sizes=dict(sorted(shapes.items())),
+        class_voxels={"background": totals[0], "surface": totals[1], "ignored": totals[2]},
+        class_fractions={"background": totals[0] / voxels, "surface": totals[1] / voxels, "ignored": totals[2] / voxels},
+        prevalence=totals[1] / max(1, totals[0] + totals[1]), skipped=[list(item) for item in dataset.skipped],
+        skip_cases_not_found=absent_skips, digest=dataset.digest,
+    )  # fmt: skip

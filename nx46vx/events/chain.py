@@ -1,0 +1,111 @@
+"""One event as one line, and the chain through a writer's lines.
+
+A line is a JSON object without the newline: ``ts_ns, seq, writer, run_id, fence, event, prev``, the event's own fields,
+and ``crc32`` over the bytes before it. ``prev`` is the SHA-512 (hex) of the raw bytes of the line before (128 zeros at
+the start), so every line vouches for all earlier ones; the checksum vouches for the last one, which none follows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from binascii import crc32
+from collections.abc import Mapping
+from datetime import date
+from enum import Enum
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+import orjson
+
+GENESIS = "0" * 128
+RESERVED = frozenset(("ts_ns", "seq", "writer", "run_id", "fence", "event", "prev", "crc32"))
+_CRC_LENGTH = len(b',"crc32":"00000000"}')
+_PREV = b'"prev":"'
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """The line of a record (no newline); NaN and infinities become null, unknown objects their ``repr``."""
+    try:
+        body = orjson.dumps(record, default=plain, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # integers beyond 64 bits, keys that are no strings, lone surrogates
+        body = orjson.dumps(plain_tree(record))
+    return b'%b,"crc32":"%08x"}' % (body[:-1], crc32(body[:-1]))
+
+
+def digest(line: bytes) -> str:
+    """What the next line's ``prev`` has to say."""
+    return hashlib.sha512(line).hexdigest()
+
+
+def checked(line: bytes) -> bool:
+    """Whether a line ends in the checksum of its own bytes."""
+    cut = len(line) - _CRC_LENGTH
+    return cut > 0 and line[cut:] == b',"crc32":"%08x"}' % crc32(line[:cut])
+
+
+def links(line: bytes, head: str, seq: int, writer: str) -> str | None:
+    """What is wrong with a line that should be ``writer``'s line ``seq`` after ``head``; None if nothing is.
+
+    Looks at raw bytes: the fields before the event's own are flat, so the first ``"prev":"`` is the chain's.
+    """
+    at = line.find(b',"seq":', 0, 64)
+    expected = b',"seq":%d,"writer":"%b","run_id":' % (seq, writer.encode())
+    if not line.startswith(b'{"ts_ns":') or at < 0:
+        return "not an event line"
+    if not line.startswith(expected, at):
+        return f"not line {seq} of writer {writer}: lines are missing, repeated or moved"
+    at = line.find(_PREV) + len(_PREV)
+    if line[at : at + 128] != head.encode():
+        return "the chain is broken: this line does not follow the line before it"
+    return None
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """The record of a line.
+
+    Raises:
+        ValueError: the line is no JSON object.
+    """
+    record = orjson.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("the line is no JSON object")
+    return record
+
+
+def plain(value: Any) -> Any:
+    """One value that orjson does not know, as one that it does."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item() if not isinstance(value, np.complexfloating) else repr(value.item())
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}: {value}"
+    return repr(value)
+
+
+def plain_tree(value: Any) -> Any:
+    """A whole value, made of nothing but what JSON has: slow, for what the fast way refuses."""
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**64 else str(value)
+    if isinstance(value, str):
+        return str(value).encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {plain_tree(str(key)): plain_tree(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_tree(item) for item in value]
+    if isinstance(value, Enum):
+        return plain_tree(value.value)
+    if isinstance(value, date):
+        return value.isoformat()
+    return plain_tree(plain(value))

@@ -1,0 +1,1 @@
+"""Per-voxel features computed in 3D, the samples drawn from them, and the cache they live in."""

@@ -1,0 +1,175 @@
+"""The feature cache: content-addressed, built once under a lock, complete or absent, mapped by every process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from nx46vx.data.discovery import Case
+from nx46vx.errors import EnvironmentFault, from_os_error
+from nx46vx.features.build import SAMPLE_BYTES, build_case
+from nx46vx.features.entry import CaseSamples, entry_problem, open_entry, verify_entry
+from nx46vx.features.lock import held
+from nx46vx.features.pool import POOL_VERSION, feature_names
+from nx46vx.runtime.digest import digest_json
+from nx46vx.runtime.sink import EventSink
+
+Role = Literal["train", "validation", "holdout"]
+_SPARE_BYTES = 16 << 20  # left free beside the estimate
+
+
+class Executor(Protocol):
+    """What the cache asks of an executor: ``concurrent.futures.Executor`` and alike."""
+
+    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any]) -> Iterable[Any]: ...
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Samples wanted of one case. ``block`` says how they are computed and changes nothing of them."""
+
+    case: Case
+    role: Role
+    seed: int
+    limit: int
+    block: int
+
+    @property
+    def kind(self) -> Literal["balanced", "natural"]:
+        """Training samples are balanced, all others keep the natural prevalence."""
+        return "balanced" if self.role == "train" else "natural"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that decides the samples' bits."""
+        return {
+            "image": self.case.image_digest,
+            "label": self.case.label_digest,
+            "case_id": self.case.case_id,
+            "kind": self.kind,
+            "seed": self.seed,
+            "limit": self.limit,
+            "pool_version": POOL_VERSION,
+            "features": list(feature_names()),
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """Content address, SHA-512 (hex) of ``facts``: no path and no block size in it."""
+        return digest_json(self.facts)
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Most that the entry can take on disk."""
+        return min(self.limit, int(np.prod(self.case.shape))) * SAMPLE_BYTES + (16 << 10)
+
+
+class FeatureCache:
+    """Entries below ``root``; any number of processes and runs may use one cache at the same time."""
+
+    def __init__(self, root: Path, *, sink: EventSink) -> None:
+        self.root, self._sink = Path(root), sink
+
+    def path(self, key: str) -> Path:
+        return self.root / "entries" / key[:2] / key
+
+    def has(self, key: str) -> bool:
+        """Whether the entry is there, complete by its manifest and sizes."""
+        return entry_problem(self.path(key)) is None
+
+    def open(self, key: str, *, role: str = "") -> CaseSamples:
+        """Map one entry.
+
+        Raises:
+            IntegrityError: it is absent or damaged.
+        """
+        return open_entry(self.path(key), role)
+
+    def verify(self, key: str) -> None:
+        """Read one entry's payload again and compare it with its digests.
+
+        Raises:
+            IntegrityError: names the file that differs.
+        """
+        verify_entry(self.path(key))
+
+    def build(
+        self,
+        requests: Sequence[SampleRequest],
+        *,
+        executor: Executor,
+        on_done: Callable[[CaseSamples], None] | None = None,
+    ) -> list[CaseSamples]:
+        """Samples of all requests, in their order; what is present is only mapped, what is missing is computed.
+
+        Args:
+            requests: what is wanted.
+            executor: missing cases are computed through its ``map``, which has to keep the order.
+            on_done: called with each case's samples as they become ready.
+
+        Raises:
+            EnvironmentFault: no room for what is missing, or the folder cannot be written to.
+            DataError: a case has nothing to draw samples from.
+        """
+        missing = self._missing(requests)
+        self._prepare(list(missing.values()))
+        done = executor.map(build_case, [self.root] * len(missing), missing.values()) if missing else iter(())
+        ready = {request.key for request in requests} - missing.keys()
+        pending = iter(done)
+        samples: list[CaseSamples] = []
+        for place, request in enumerate(requests):
+            while request.key not in ready:
+                ready.add(next(pending))
+            samples.append(self.open(request.key, role=request.role))
+            self._sink.emit(
+                "PROGRESS_UPDATE", stage="features", file=request.case.case_id, index=place + 1, total=len(requests)
+            )
+            if on_done is not None:
+                on_done(samples[-1])
+        return samples
+
+    def _missing(self, requests: Sequence[SampleRequest]) -> dict[str, SampleRequest]:
+        """First request of each key that is not there, in order; says for each request what was found."""
+        missing: dict[str, SampleRequest] = {}
+        for request in requests:
+            key, fields = request.key, {"case_id": request.case.case_id, "role": request.role, "key": request.key}
+            problem = entry_problem(self.path(key))
+            if problem is None:
+                self._sink.emit("CACHE_HIT", **fields)
+                continue
+            if self.path(key).exists() and key not in missing:
+                self._sink.emit("CACHE_ENTRY_REBUILT", **fields, reason=problem)
+            self._sink.emit("CACHE_MISS", **fields)
+            missing.setdefault(key, request)
+        return missing
+
+    def _prepare(self, missing: Sequence[SampleRequest]) -> None:
+        """Make the folders and look at the free space before any long work."""
+        if not missing:
+            return
+        try:
+            for folder in (self.root, self.root / "entries", self.root / "locks"):
+                folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root / "entries", os.W_OK | os.X_OK):
+                raise PermissionError(13, "Permission denied", str(self.root / "entries"))
+            free = shutil.disk_usage(self.root).free
+        except OSError as error:
+            raise from_os_error(error, "preparing the feature cache", self.root) from error
+        needed = sum(request.estimated_bytes for request in missing) + _SPARE_BYTES
+        if free < needed:
+            raise EnvironmentFault(
+                f"the feature cache needs {needed} bytes and there are {free} bytes free",
+                where=self.root,
+                found=f"{len(missing)} cases to compute, {free} of {needed} bytes free",
+                fix="free some space, or set features.cache_dir to another disk",
+            )
+
+
+__all__ = ["CaseSamples", "Executor", "FeatureCache", "Role", "SampleRequest", "held"]

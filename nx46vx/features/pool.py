@@ -1,0 +1,64 @@
+"""The feature pool: which per-voxel features there are, in the one order that everything else follows.
+
+All are computed on ``v = (ct - median) / scale`` (robust, per volume). Scales (``_s2`` is sigma or rho = 2) are in
+voxels. With n the sheet normal and d the volume's direction (see ``reference``):
+
+- G(s) is v smoothed by a Gaussian; gradients and second derivatives are central differences of G(s).
+- J(r) is the structure tensor, the outer product of the gradient of G(1), smoothed over r; l1 >= l2 >= l3 are its
+  eigenvalues; planarity = (l1 - l2) / (l1 + l2 + l3 + 1e-6).
+- n is the eigenvector of l1 of J(NORMAL_SCALE), signed such that n.d > 0.
+- signed = n . grad G(s), times +1 (axis), the volume's ``sign_skew`` (skew) or its ``sign_curvature`` (curv).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nx46vx.features.fields import TENSOR_GRADIENT, radius
+
+#: Raise when a feature, its order or its arithmetic changes: cached features of other versions are then not used.
+POOL_VERSION = 1
+NORMAL_SCALE = 4
+PLANARITY_EPSILON = 1e-6
+RULES = ("axis", "skew", "curv")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One feature: ``name``, ``family`` (the kind of filter), what it means, and its scale in voxels."""
+
+    name: str
+    family: str
+    description: str
+    scale: int
+
+
+def _family(family: str, scales: tuple[int, ...], description: str) -> tuple[FeatureSpec, ...]:
+    return tuple(FeatureSpec(f"{family}_s{s}", family, description.format(s=s), s) for s in scales)
+
+
+FEATURES: tuple[FeatureSpec, ...] = (
+    *_family("gauss", (1, 2, 4), "grey value smoothed by a Gaussian of sigma {s}"),
+    *_family("gradmag", (1, 2), "length of the gradient at sigma {s}"),
+    *_family("log", (1, 2, 4), "sigma^2 times the Laplacian at sigma {s}: bright ridges are negative"),
+    *_family("planarity", (2, 4), "how much the structure tensor over {s} voxels looks like a sheet, 0 to 1"),
+    *_family("signed_axis", (1, 2, 4), "gradient along the normal at sigma {s}; side by the volume's main axis"),
+    *_family("signed_skew", (1, 2, 4), "gradient along the normal at sigma {s}; side by the sharper face"),
+    *_family("signed_curv", (1, 2, 4), "gradient along the normal at sigma {s}; side by the sheets' curvature"),
+)
+
+#: Voxels that have to be known around a block for its features and their gradients: the structure tensor's chain
+#: (smoothing, difference, smoothing) and one voxel for the gradient of the feature.
+HALO = radius(TENSOR_GRADIENT) + 1 + radius(4) + 1
+
+_BY_NAME = {spec.name: spec for spec in FEATURES}
+
+
+def feature_names() -> tuple[str, ...]:
+    """Names of the pool, in order."""
+    return tuple(_BY_NAME)
+
+
+def spec_of(name: str) -> FeatureSpec:
+    """The feature of that name; KeyError if the pool has none."""
+    return _BY_NAME[name]

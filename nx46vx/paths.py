@@ -1,0 +1,81 @@
+"""Every file name of a run directory, made in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Names below one run directory. Makes nothing on disk."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "run.lock"
+
+    @property
+    def data(self) -> Path:
+        """Synthetic volumes that the run made for itself."""
+        return self.root / "data"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def decisions(self) -> Path:
+        """Decisions that depended on time or resources, replayed on resume."""
+        return self.root / "decisions.json"
+
+    @property
+    def leaderboard(self) -> Path:
+        return self.root / "leaderboard.csv"
+
+    @property
+    def ensemble(self) -> Path:
+        return self.root / "ensemble.json"
+
+    @property
+    def masks(self) -> Path:
+        return self.root / "masks"
+
+    def mask(self, case_id: str) -> Path:
+        return self.masks / f"{case_id}.tif"
+
+    @property
+    def submission(self) -> Path:
+        return self.root / "submission.zip"
+
+    @property
+    def report_json(self) -> Path:
+        return self.root / "report.json"
+
+    @property
+    def report_md(self) -> Path:
+        return self.root / "report.md"
+
+    @property
+    def ray(self) -> Path:
+        """Ray's and TensorBoard's own files; nothing of ours is read back from here."""
+        return self.root / "ray"
+
+
+def default_cache_dir() -> Path:
+    """Where features and digests are kept when the configuration names no place."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nx46vx" / "features"

@@ -1,0 +1,1 @@
+"""Services under everything: digests, durable files, locks, devices, the checkpoint store."""

@@ -1,0 +1,296 @@
+"""Every knob, its type and its range. YAML < environment (``NX46VX_*``) < flags; anything unknown is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nx46vx.errors import UsageError, from_os_error
+
+ENV_PREFIX = "NX46VX_"
+GRID_L1 = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+GRID_L2 = (1e-4, 1e-3, 1e-2)
+GRID_META_NEURONS = 9
+GRID_MAX_ITER = 120
+
+Auto = Literal["auto"]
+Penalty = Annotated[float, Field(gt=0, le=10)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=False)
+
+
+class SyntheticSettings(_Section):
+    """The volumes that a run makes for itself when it is given no dataset."""
+
+    train_cases: int = Field(8, ge=3, le=2000, description="number of labelled volumes")
+    test_cases: int = Field(2, ge=1, le=2000, description="number of test volumes")
+    size: int = Field(64, ge=48, le=320, description="edge of each cubic volume, in voxels")
+    scrolls: int = Field(4, ge=1, le=64, description="number of different scrolls the volumes come from")
+    seed: int = Field(0, ge=0, description="seed of the generator")
+
+
+class DataSettings(_Section):
+    dir: Path | None = Field(None, description="dataset in the competition's layout; empty: make synthetic volumes")
+    synthetic: SyntheticSettings = Field(default_factory=SyntheticSettings)
+    validation_fraction: float = Field(0.2, gt=0, lt=0.5, description="share of the pairs that ranks candidates")
+    holdout_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of the pairs that is only reported")
+    preflight_fraction: float = Field(0.05, gt=0, le=1, description="share of files read before any long work")
+    max_pairs: int | None = Field(None, ge=3, description="use at most this many pairs; empty: all of them")
+    max_pairs_reason: str = Field("", description="why not all pairs are used; required with max_pairs")
+    skip_cases: tuple[str, ...] = Field((), description="case ids to leave out, for instance damaged ones")
+
+    @model_validator(mode="after")
+    def _reasoned(self) -> DataSettings:
+        if self.max_pairs is not None and not self.max_pairs_reason.strip():
+            raise ValueError("max_pairs leaves pairs out, so max_pairs_reason has to say why")
+        return self
+
+
+class FeatureSettings(_Section):
+    max_samples_per_volume: int = Field(40_000, ge=100, le=10_000_000, description="training voxels per case")
+    validation_samples_per_volume: int = Field(
+        40_000, ge=100, le=40_000_000, description="voxels per validation or hold-out case, at natural prevalence"
+    )
+    block: int = Field(160, ge=32, le=1024, description="edge of the blocks a volume is processed in, in voxels")
+    cache_dir: Path | None = Field(None, description="feature cache; empty: ~/.cache/nx46vx/features")
+    workers: Auto | Annotated[int, Field(ge=1, le=256)] = Field("auto", description="cases computed at once")
+
+
+class GridSettings(_Section):
+    meta_neurons: int = Field(GRID_META_NEURONS, ge=1, le=1000)
+    l1: tuple[Penalty, ...] = Field(GRID_L1, min_length=1)
+    l2: tuple[Penalty, ...] = Field(GRID_L2, min_length=1)
+    max_iter: int = Field(GRID_MAX_ITER, ge=1, le=1_000_000, description="iterations per candidate and epoch")
+    features_per_neuron: int = Field(6, ge=1, le=64, description="F, the width of a meta-neuron's view")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> GridSettings:
+        for name in ("l1", "l2"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"{name} names the same value twice")
+        if len(self.l1) * len(self.l2) > 16:
+            raise ValueError("a meta-neuron's l1 x l2 candidates have to fit one tile of 16 lanes")
+        return self
+
+
+class SolverSettings(_Section):
+    method: Literal["fista", "ista"] = Field("fista", description="fista restarts adaptively; ista is the plain one")
+    block_iterations: int = Field(10, ge=1, le=1000, description="iterations the engine advances at a time")
+
+
+class GrowthSettings(_Section):
+    enabled: bool = Field(True, description="add meta-neurons beyond the grid while they pay")
+    max_meta_neurons: int = Field(16, ge=1, le=1000)
+    min_gain_se: float = Field(1.0, ge=0, description="least validation gain of the last neuron, in standard errors")
+    max_gap_se: float = Field(1.0, ge=0, description="largest train-to-validation gap, in standard errors")
+
+
+class EpochSettings(_Section):
+    supervised_epochs: int = Field(1, ge=0, le=10_000, description="passes over the grid; 0: until convergence")
+    convergence_min_delta: float = Field(1e-4, ge=0, description="improvement of the best objective that counts")
+    convergence_patience: int = Field(2, ge=1, description="epochs without such an improvement before the end")
+
+
+class ResourceSettings(_Section):
+    """How the work is run. Nothing here changes a result."""
+
+    executor: Literal["ray", "inline"] = "ray"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpus_per_trial: Auto | Annotated[float, Field(ge=0, le=1)] = "auto"
+    trials_in_flight: Auto | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    engine_threads: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    ray_address: str | None = Field(None, description="address of a running Ray cluster; empty: a local one")
+
+
+class MaskSettings(_Section):
+    strong_th: Auto | Annotated[float, Field(gt=0, lt=1)] = Field("auto", description="hysteresis seed threshold")
+    weak_th: Auto | Annotated[float, Field(gt=0, lt=1)] = Field("auto", description="hysteresis growth threshold")
+    z_radius: int = Field(1, ge=0, le=8, description="closing radius along z, in voxels")
+    xy_radius: int = Field(1, ge=0, le=8, description="closing radius along y and x, in voxels")
+    dust_min_size: int = Field(64, ge=0, description="components with fewer voxels are dropped")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MaskSettings:
+        if self.strong_th != "auto" and self.weak_th != "auto" and self.weak_th > self.strong_th:
+            raise ValueError("weak_th has to be at most strong_th")
+        return self
+
+
+class BudgetSettings(_Section):
+    hours: float = Field(9.0, gt=0, le=10_000, description="time for one session")
+
+
+class Settings(_Section):
+    """One run's configuration. ``reduced`` tells whether it cuts what is never to be cut."""
+
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    allow_reduced: bool = Field(False, description="permit a smaller grid or fewer iterations; marks every output")
+    data: DataSettings = Field(default_factory=DataSettings)
+    features: FeatureSettings = Field(default_factory=FeatureSettings)
+    grid: GridSettings = Field(default_factory=GridSettings)
+    solver: SolverSettings = Field(default_factory=SolverSettings)
+    growth: GrowthSettings = Field(default_factory=GrowthSettings)
+    epochs: EpochSettings = Field(default_factory=EpochSettings)
+    resources: ResourceSettings = Field(default_factory=ResourceSettings)
+    mask: MaskSettings = Field(default_factory=MaskSettings)
+    budget: BudgetSettings = Field(default_factory=BudgetSettings)
+
+    @property
+    def reduced(self) -> bool:
+        grid = self.grid
+        return (
+            grid.meta_neurons < GRID_META_NEURONS
+            or not set(GRID_L1) <= set(grid.l1)
+            or not set(GRID_L2) <= set(grid.l2)
+            or grid.max_iter < GRID_MAX_ITER
+        )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Settings:
+        if self.reduced and not self.allow_reduced:
+            raise ValueError(
+                "the grid (9 meta-neurons x 5 l1 x 3 l2) and max_iter >= 120 may not be cut; "
+                "allow_reduced: true permits it for tests and marks every output REDUCED"
+            )
+        if self.growth.enabled and self.growth.max_meta_neurons < self.grid.meta_neurons:
+            raise ValueError("growth.max_meta_neurons has to be at least grid.meta_neurons")
+        return self
+
+
+#: Keys that say how the work is run, not what comes out; a resumed run may change them freely.
+EXECUTION_KEYS = ("resources", "budget", "features.cache_dir", "features.workers", "features.block", "data.dir")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{path}."))
+        else:
+            flat[path] = value
+    return flat
+
+
+def result_keys(settings: Settings) -> dict[str, Any]:
+    """The flat configuration without what only says how the work is run: equal values give equal results."""
+    flat = flatten(settings.model_dump(mode="json"))
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == skip or key.startswith(f"{skip}.") for skip in EXECUTION_KEYS)
+    }
+
+
+def load_settings(
+    path: Path | None, *, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Read a YAML file, lay the environment and then the overrides (dotted keys) over it, and check the whole.
+
+    Environment: ``NX46VX_GRID__MAX_ITER=240`` sets ``grid.max_iter``. Values of both are parsed as YAML scalars.
+
+    Raises:
+        UsageError: unreadable file, bad YAML, unknown key, wrong type or impossible value; names each key's path.
+    """
+    merged: dict[str, Any] = _read_yaml(path) if path is not None else {}
+    for name, raw in sorted((environ if environ is not None else os.environ).items()):
+        if name.startswith(ENV_PREFIX):
+            dotted = name[len(ENV_PREFIX) :].lower().replace("__", ".")
+            _put(merged, dotted, parse_scalar(raw, name), f"environment variable {name}")
+    for dotted, value in (overrides or {}).items():
+        _put(merged, dotted, value, f"--set {dotted}")
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc'] if not _is_branch(part)) or 'configuration'}: "
+            f"{item['msg']} (found {item['input']!r})"
+            if item["type"] != "value_error"
+            else f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        ]
+        raise UsageError(
+            "the configuration is not valid", where=path or "defaults, environment and flags",
+            found="; ".join(lines), fix="correct the keys named above; docs/usage.md lists every key",
+        ) from None  # fmt: skip
+
+
+def _is_branch(part: object) -> bool:
+    """Whether a location part is pydantic's name of a union branch rather than a key."""
+    return isinstance(part, str) and (part.startswith(("literal[", "constrained-")) or part in {"int", "float"})
+
+
+def parse_scalar(raw: str, where: str) -> Any:
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise UsageError("the value cannot be read", where=where, found=raw, fix="write a YAML value") from error
+    if isinstance(value, str):  # YAML 1.1 takes 1e-4 for a word
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise UsageError("the configuration is no text", where=path, fix="pass a YAML file") from error
+    except FileNotFoundError as error:
+        raise UsageError("the configuration file is not there", where=path, fix="check --config") from error
+    except OSError as error:
+        raise from_os_error(error, "reading the configuration", path) from error
+    try:
+        values = yaml.load(text, Loader=_UniqueLoader)
+    except yaml.YAMLError as error:
+        raise UsageError("the configuration is not valid YAML", where=path, found=error, fix="mend it there") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError("the configuration is no mapping of keys", where=path, found=type(values).__name__)
+    return values
+
+
+class _UniqueLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice and reads 1e-4 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_UniqueLoader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_UniqueLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    *branches, leaf = dotted.split(".")
+    node = tree
+    for branch in branches:
+        child = node.setdefault(branch, {})
+        if child is None:
+            child = node[branch] = {}
+        if not isinstance(child, dict):
+            raise UsageError("this key has no keys below it", where=where, found=dotted, fix="check the key's path")
+        node = child
+    node[leaf] = value
