@@ -22,6 +22,11 @@ class RunPaths:
         return self.root / "config.yaml"
 
     @property
+    def identity(self) -> Path:
+        """Which run this is: id, version, time of birth."""
+        return self.root / "run.json"
+
+    @property
     def lock(self) -> Path:
         return self.root / "run.lock"
 

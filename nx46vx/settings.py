@@ -115,6 +115,7 @@ class MaskSettings(_Section):
     weak_th: Auto | Annotated[float, Field(gt=0, lt=1)] = Field("auto", description="hysteresis growth threshold")
     z_radius: int = Field(1, ge=0, le=8, description="closing radius along z, in voxels")
     xy_radius: int = Field(1, ge=0, le=8, description="closing radius along y and x, in voxels")
+    calibration_volumes: int = Field(2, ge=1, description="validation volumes that choose the auto thresholds")
     dust_min_size: int = Field(64, ge=0, description="components with fewer voxels are dropped")
 
     @model_validator(mode="after")

@@ -1,0 +1,1 @@
+"""What one trial does: the task itself, and its adapter to Ray Tune."""

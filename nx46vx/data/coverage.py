@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nx46vx.data.discovery import SKIPPED_BY_CONFIG, Case, Dataset
+from nx46vx.data.cases import SKIPPED_BY_CONFIG, Case, Dataset
 from nx46vx.data.integrity import label_counts
 from nx46vx.data.splits import seeded_order
 from nx46vx.data.volume_io import read_volume

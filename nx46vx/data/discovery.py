@@ -2,92 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from nx46vx.data.cases import SKIPPED_BY_CONFIG, Case, Dataset
+from nx46vx.data.coverage import Coverage, preflight, select_pairs
 from nx46vx.data.integrity import DigestBook, FileFacts, Mapper, try_measure
 from nx46vx.errors import DataError, EnvironmentFault, NX46Error
-from nx46vx.runtime.digest import digest_json
 from nx46vx.runtime.sink import EventSink
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES = "train_images", "train_labels", "test_images"
 MIN_PAIRS = 3
-SKIPPED_BY_CONFIG = "left out by the configuration (data.skip_cases)"
 NO_IMAGE, NO_LABEL = "label without image", "image without label"
 _SAVE_EVERY = 64
 _LAYOUT_FIX = f"give a folder with {TRAIN_IMAGES}/ID.tif, {TRAIN_LABELS}/ID.tif and {TEST_IMAGES}/ID.tif"
 
-
-@dataclass(frozen=True)
-class Case:
-    """One volume, with its label where there is one; ``shape`` (z, y, x), ``counts`` voxels of label 0, 1, 2."""
-
-    case_id: str
-    image: Path
-    label: Path | None
-    shape: tuple[int, int, int]
-    image_digest: str
-    label_digest: str | None
-    counts: tuple[int, int, int] | None
-
-    @property
-    def prevalence(self) -> float:
-        """Share of surface among the voxels labelled 0 or 1; NaN without a label."""
-        if self.counts is None or self.counts[0] + self.counts[1] == 0:
-            return math.nan
-        return self.counts[1] / (self.counts[0] + self.counts[1])
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "case_id": self.case_id, "image": str(self.image), "label": None if self.label is None else str(self.label),
-            "shape": list(self.shape), "image_digest": self.image_digest, "label_digest": self.label_digest,
-            "counts": None if self.counts is None else list(self.counts),
-        }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Case:
-        try:
-            (z, y, x), counts, label = value["shape"], value["counts"], value["label"]
-            return cls(
-                str(value["case_id"]), Path(value["image"]), None if label is None else Path(label),
-                (int(z), int(y), int(x)), str(value["image_digest"]), value["label_digest"],
-                None if counts is None else (int(counts[0]), int(counts[1]), int(counts[2])),
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DataError("a saved case cannot be read", found=error, fix="plan the run again") from error
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Usable cases, sorted by id, and everything that was left out, as ``(case_id, reason)``."""
-
-    train: tuple[Case, ...]
-    test: tuple[Case, ...]
-    orphan_images: tuple[str, ...]
-    orphan_labels: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
-
-    @property
-    def digest(self) -> str:
-        """Names the content: ids and file digests, not the place."""
-        return digest_json(
-            [[[case.case_id, case.image_digest, case.label_digest] for case in part] for part in (self.train, self.test)]
-        )
-
-    @property
-    def skipped_pairs(self) -> tuple[tuple[str, str], ...]:
-        """Those skips that had both an image and a label on disk."""
-        orphans = {*self.orphan_images, *self.orphan_labels}
-        return tuple(item for item in self.skipped if item[0] not in orphans)
-
-    @property
-    def pair_count(self) -> int:
-        """Image and label pairs found on disk, usable or not."""
-        return len(self.train) + len(self.skipped_pairs)
+__all__ = ["Case", "Coverage", "Dataset", "discover", "preflight", "select_pairs"]
 
 
 def discover(
@@ -107,6 +38,11 @@ def discover(
     orphan_images, orphan_labels = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
     skips = {case_id: NO_LABEL for case_id in orphan_images} | {case_id: NO_IMAGE for case_id in orphan_labels}
     skips |= {case_id: SKIPPED_BY_CONFIG for case_id in pairs if case_id in skip_cases}
+    if tests_only := sorted((set(skip_cases) & tests.keys()) - {*images, *labels}):
+        raise DataError(
+            "a test case cannot be skipped", where="data.skip_cases", found=", ".join(tests_only),
+            fix="name training cases only",
+        )  # fmt: skip
     wanted = [case_id for case_id in pairs if case_id not in skips]
     files = [(path, label) for case_id in wanted for path, label in ((images[case_id], False), (labels[case_id], True))]
     files += [(path, False) for _, path in sorted(tests.items())]
@@ -147,7 +83,9 @@ def _listing(folder: Path) -> dict[str, Path]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError("the folder is not there", where=folder, found=error.strerror, fix=_LAYOUT_FIX) from error
+        raise DataError(
+            "the folder is not there or cannot be listed", where=folder, found=error.strerror, fix=_LAYOUT_FIX
+        ) from error
     listing: dict[str, Path] = {}
     for path in entries:
         if path.name.startswith(".") or path.suffix.lower() not in (".tif", ".tiff"):

@@ -117,7 +117,7 @@ class DigestBook:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path.with_name(f".{self.path.name}.lock"), "ab")
+            lock = open(self.path.with_name(f".{self.path.name}.lock"), "ab")  # noqa: SIM115
         except OSError as error:
             raise from_os_error(error, "writing the book of digests", self.path) from error
         with lock:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import tifffile
@@ -140,7 +140,7 @@ def check_layout(tiff: tifffile.TiffFile, page_count: int, size: int, where: obj
     Raises:
         DataError: 2D, ragged pages, not uint8, unknown codec, impossible size, or pixel data outside the file.
     """
-    pages = [tiff.pages[index] for index in range(page_count)]
+    pages = [cast(tifffile.TiffPage, tiff.pages[index]) for index in range(page_count)]
     shape = _volume_shape(pages, where)
     nbytes = math.prod(shape)
     if nbytes > MAX_VOLUME_BYTES or nbytes > MAX_RATIO * size:

@@ -8,6 +8,7 @@ the start), so every line vouches for all earlier ones; the checksum vouches for
 from __future__ import annotations
 
 import hashlib
+import re
 from binascii import crc32
 from collections.abc import Mapping
 from datetime import date
@@ -22,6 +23,7 @@ GENESIS = "0" * 128
 RESERVED = frozenset(("ts_ns", "seq", "writer", "run_id", "fence", "event", "prev", "crc32"))
 _CRC_LENGTH = len(b',"crc32":"00000000"}')
 _PREV = b'"prev":"'
+_FENCE = re.compile(rb'","fence":(\d{1,18}),"event":"')
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -44,21 +46,32 @@ def checked(line: bytes) -> bool:
     return cut > 0 and line[cut:] == b',"crc32":"%08x"}' % crc32(line[:cut])
 
 
-def links(line: bytes, head: str, seq: int, writer: str) -> str | None:
-    """What is wrong with a line that should be ``writer``'s line ``seq`` after ``head``; None if nothing is.
+def links(line: bytes, head: str, seq: int, writer: str) -> bool:
+    """Whether a line is ``writer``'s line ``seq`` after the line with digest ``head``.
 
     Looks at raw bytes: the fields before the event's own are flat, so the first ``"prev":"`` is the chain's.
     """
-    at = line.find(b',"seq":', 0, 64)
-    expected = b',"seq":%d,"writer":"%b","run_id":' % (seq, writer.encode())
-    if not line.startswith(b'{"ts_ns":') or at < 0:
-        return "not an event line"
-    if not line.startswith(expected, at):
+    at = line.find(_PREV) + 8
+    return (
+        line[at : at + 129] == b'%b"' % head.encode()
+        and line.startswith(b',"seq":%d,"writer":"%b","run_id":' % (seq, writer.encode()), line.find(b","))
+        and line.startswith(b'{"ts_ns":')
+    )
+
+
+def fault(line: bytes, head: str, seq: int, writer: str) -> str:
+    """What is wrong with a line that does not link, in words."""
+    if not line.startswith(b'{"ts_ns":') or line.find(_PREV) < 0:
+        return "no event line"
+    if not line.startswith(b',"seq":%d,"writer":"%b","run_id":' % (seq, writer.encode()), line.find(b",")):
         return f"not line {seq} of writer {writer}: lines are missing, repeated or moved"
-    at = line.find(_PREV) + len(_PREV)
-    if line[at : at + 128] != head.encode():
-        return "the chain is broken: this line does not follow the line before it"
-    return None
+    return "the chain is broken here: the line does not follow from the one before it"
+
+
+def fence_of(line: bytes) -> int:
+    """The fencing epoch in a line; 0 if the line has none that can be read."""
+    match = _FENCE.search(line)
+    return int(match[1]) if match else 0
 
 
 def parse(line: bytes) -> dict[str, Any]:

@@ -19,8 +19,7 @@ _STENCIL = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
 def block_windows(shape: Sequence[int], block: int) -> Iterator[Window]:
     """Boxes of at most ``block`` voxels' edge that cover a volume once, in (z, y, x) order."""
     axes = [[slice(start, min(start + block, length)) for start in range(0, length, block)] for length in shape]
-    for z, y, x in itertools.product(*axes):
-        yield z, y, x
+    yield from itertools.product(*axes)
 
 
 def iter_blocks(
@@ -81,7 +80,7 @@ def sample_features(
     count = len(names)
     out = np.empty((2 * count, len(index)), np.float32)
     z, y, x = np.unravel_index(index, volume.shape)
-    member = _block_of(z, y, x, volume.shape, block)
+    member = _block_of((z, y, x), volume.shape, block)
     order = np.argsort(member, kind="stable")
     bounds = np.searchsorted(member[order], np.arange(_block_count(volume.shape, block) + 1))
     for place, window in enumerate(block_windows(volume.shape, block)):
@@ -122,7 +121,7 @@ def _sample_block(
     ]
     flat = np.stack([(az * shape[1] + ay) * shape[2] + ax for az, ay, ax in stencil])
     unique, inverse = np.unique(flat, return_inverse=True)
-    values = compute_points(fields, *np.unravel_index(unique, shape), reference, names)
+    values = compute_points(fields, np.unravel_index(unique, shape), reference, names)
     centre, *sides = (values[:, row] for row in inverse.reshape(flat.shape))
     total = np.zeros_like(centre)
     for ahead, behind in zip(sides[0::2], sides[1::2], strict=True):
@@ -139,9 +138,7 @@ def _region(volume: np.ndarray, window: Window, reference: VolumeReference) -> t
 
 
 def _grown(window: Window, shape: Sequence[int], by: int) -> Window:
-    z, y, x = (
-        slice(max(0, part.start - by), min(n, part.stop + by)) for part, n in zip(window, shape, strict=True)
-    )
+    z, y, x = (slice(max(0, part.start - by), min(n, part.stop + by)) for part, n in zip(window, shape, strict=True))
     return z, y, x
 
 
@@ -149,8 +146,9 @@ def _block_count(shape: Sequence[int], block: int) -> int:
     return int(np.prod([-(-n // block) for n in shape]))
 
 
-def _block_of(z: np.ndarray, y: np.ndarray, x: np.ndarray, shape: Sequence[int], block: int) -> np.ndarray:
+def _block_of(points: tuple[np.ndarray, ...], shape: Sequence[int], block: int) -> np.ndarray:
     """Number of the block each voxel lies in, in the order of ``block_windows``."""
+    z, y, x = points
     _, ny, nx = (-(-n // block) for n in shape)
     return ((z // block) * ny + y // block) * nx + x // block
 
@@ -159,5 +157,5 @@ def _wanted_blocks(where: np.ndarray, shape: Sequence[int], block: int) -> np.nd
     if where.dtype == np.bool_:
         return np.array([bool(where[window].any()) for window in block_windows(shape, block)])
     wanted = np.zeros(_block_count(shape, block), bool)
-    wanted[_block_of(*np.unravel_index(where, tuple(shape)), shape, block)] = True
+    wanted[_block_of(np.unravel_index(where, tuple(shape)), shape, block)] = True
     return wanted

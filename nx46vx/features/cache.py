@@ -5,23 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import numpy as np
-
-from nx46vx.data.discovery import Case
 from nx46vx.errors import EnvironmentFault, from_os_error
-from nx46vx.features.build import SAMPLE_BYTES, build_case
+from nx46vx.features.build import build_case, entry_path
 from nx46vx.features.entry import CaseSamples, entry_problem, open_entry, verify_entry
-from nx46vx.features.lock import held
-from nx46vx.features.pool import POOL_VERSION, feature_names
-from nx46vx.runtime.digest import digest_json
+from nx46vx.features.request import Role, SampleRequest
 from nx46vx.runtime.sink import EventSink
 
-Role = Literal["train", "validation", "holdout"]
 _SPARE_BYTES = 16 << 20  # left free beside the estimate
 
 
@@ -31,46 +23,6 @@ class Executor(Protocol):
     def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any]) -> Iterable[Any]: ...
 
 
-@dataclass(frozen=True)
-class SampleRequest:
-    """Samples wanted of one case. ``block`` says how they are computed and changes nothing of them."""
-
-    case: Case
-    role: Role
-    seed: int
-    limit: int
-    block: int
-
-    @property
-    def kind(self) -> Literal["balanced", "natural"]:
-        """Training samples are balanced, all others keep the natural prevalence."""
-        return "balanced" if self.role == "train" else "natural"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """All that decides the samples' bits."""
-        return {
-            "image": self.case.image_digest,
-            "label": self.case.label_digest,
-            "case_id": self.case.case_id,
-            "kind": self.kind,
-            "seed": self.seed,
-            "limit": self.limit,
-            "pool_version": POOL_VERSION,
-            "features": list(feature_names()),
-        }
-
-    @cached_property
-    def key(self) -> str:
-        """Content address, SHA-512 (hex) of ``facts``: no path and no block size in it."""
-        return digest_json(self.facts)
-
-    @property
-    def estimated_bytes(self) -> int:
-        """Most that the entry can take on disk."""
-        return min(self.limit, int(np.prod(self.case.shape))) * SAMPLE_BYTES + (16 << 10)
-
-
 class FeatureCache:
     """Entries below ``root``; any number of processes and runs may use one cache at the same time."""
 
@@ -78,7 +30,7 @@ class FeatureCache:
         self.root, self._sink = Path(root), sink
 
     def path(self, key: str) -> Path:
-        return self.root / "entries" / key[:2] / key
+        return entry_path(self.root, key)
 
     def has(self, key: str) -> bool:
         """Whether the entry is there, complete by its manifest and sizes."""
@@ -172,4 +124,4 @@ class FeatureCache:
             )
 
 
-__all__ = ["CaseSamples", "Executor", "FeatureCache", "Role", "SampleRequest", "held"]
+__all__ = ["CaseSamples", "Executor", "FeatureCache", "Role", "SampleRequest"]

@@ -48,20 +48,13 @@ class CaseSamples:
 
 
 def entry_problem(path: Path) -> str | None:
-    """What is wrong with an entry, judged by its manifest and its files' sizes; None if nothing. Reads no payload."""
+    """What is wrong with an entry, judged by its manifest, sizes and headers; None if nothing. Reads no payload."""
     try:
-        manifest = _read_manifest(path)
-        for name in ARRAYS:
-            expected, found = manifest["files"][name]["bytes"], (path / f"{name}.npy").stat().st_size
-            if expected != found:
-                return f"{name}.npy has {found} bytes instead of {expected}"
-        if manifest["digest"] != _payload_digest(manifest["files"]):
-            return f"the digests in {MANIFEST} do not agree"
-        _ = (str(manifest["case_id"]), *(int(count) for count in manifest["counts"]))
+        _map(path)
     except OSError as error:
         return f"{Path(error.filename or path).name}: {error.strerror}"
-    except (KeyError, TypeError, ValueError) as error:  # orjson's error is a ValueError
-        return f"{MANIFEST} cannot be understood ({error})"
+    except (KeyError, TypeError, ValueError, EOFError) as error:
+        return str(error) or type(error).__name__
     return None
 
 
@@ -71,20 +64,15 @@ def open_entry(path: Path, role: str) -> CaseSamples:
     Raises:
         IntegrityError: the entry is not there, or is damaged.
     """
-    problem = entry_problem(path)
-    if problem is None:
-        try:
-            manifest = _read_manifest(path)
-            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
-        except (OSError, ValueError) as error:
-            problem = str(error)
-    if problem is not None:
+    try:
+        manifest, arrays = _map(path)
+    except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
         raise IntegrityError(
-            "a feature cache entry is damaged or absent", where=path, found=problem, fix="start again: it is rebuilt"
-        )
+            "a feature cache entry is damaged or absent", where=path, found=error, fix="start again: it is rebuilt"
+        ) from error
     zeros, ones = manifest["counts"]
     return CaseSamples(
-        case_id=manifest["case_id"],
+        case_id=str(manifest["case_id"]),
         role=role,
         counts=(int(zeros), int(ones)),
         digest=manifest["digest"],
@@ -93,16 +81,36 @@ def open_entry(path: Path, role: str) -> CaseSamples:
     )
 
 
+def _map(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Manifest and mapped arrays; OSError, KeyError, TypeError or ValueError where something does not fit."""
+    manifest = orjson.loads((path / MANIFEST).read_bytes())
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise ValueError(f"{MANIFEST} has another schema")
+    if manifest["digest"] != _payload_digest(manifest["files"]):
+        raise ValueError(f"the digests in {MANIFEST} do not agree")
+    _ = (str(manifest["case_id"]), *(int(count) for count in manifest["counts"]))
+    arrays: dict[str, np.ndarray] = {}
+    for name in ARRAYS:
+        expected, found = manifest["files"][name]["bytes"], (path / f"{name}.npy").stat().st_size
+        if expected != found:
+            raise ValueError(f"{name}.npy has {found} bytes instead of {expected}")
+        arrays[name] = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    samples = arrays["features"].shape[-1]
+    if any(arrays[name].shape != (samples,) for name in ARRAYS[1:]):
+        raise ValueError("the arrays' shapes do not agree")
+    return manifest, arrays
+
+
 def verify_entry(path: Path) -> None:
     """Read an entry's files again and compare their digests.
 
     Raises:
         IntegrityError: names the file that is not what was written.
     """
-    problem = entry_problem(path)
-    if problem is not None:
-        raise IntegrityError("a feature cache entry is damaged or absent", where=path, found=problem)
-    files = _read_manifest(path)["files"]
+    try:
+        files = _map(path)[0]["files"]
+    except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
+        raise IntegrityError("a feature cache entry is damaged or absent", where=path, found=error) from error
     for name in ARRAYS:
         file = path / f"{name}.npy"
         found = digest_file(file)
@@ -163,10 +171,3 @@ def remove_leftovers(path: Path) -> None:
 
 def _payload_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     return digest_json({name: files[name]["sha512"] for name in ARRAYS})
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = orjson.loads((path / MANIFEST).read_bytes())
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise ValueError("unknown schema")
-    return manifest

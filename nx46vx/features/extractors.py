@@ -12,7 +12,7 @@ from nx46vx.features.array_namespace import namespace
 from nx46vx.features.fields import Fields, difference
 from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, FeatureSpec, feature_names, spec_of
 from nx46vx.features.reference import VolumeReference
-from nx46vx.features.symmetric_eig import eigenvalues, principal_eigenvector
+from nx46vx.features.symmetric_eig import Eigenvalues, eigenvalues, principal_eigenvector
 from nx46vx.features.views import PointView, View, Window, WindowView
 
 _CHUNK = 32_768  # voxels whose pointwise arithmetic is done at a time: its temporaries stay in the processor's cache
@@ -24,7 +24,7 @@ class Evaluator:
     def __init__(self, fields: Fields, view: View, direction: Sequence[float]) -> None:
         self._fields, self._view, self._direction = fields, view, direction
         self._gradients: dict[int, tuple[Any, Any, Any]] = {}
-        self._eigen: dict[int, tuple[Any, ...]] = {}
+        self._eigen: dict[int, tuple[tuple[Any, ...], Eigenvalues]] = {}
         self._along: dict[int, Any] = {}
         self._normal: tuple[Any, Any, Any] | None = None
 
@@ -45,34 +45,37 @@ class Evaluator:
         return xp.sqrt(z * z + y * y + x * x)
 
     def laplacian(self, sigma: int) -> Any:
-        """sigma^2 times the sum of the three second central differences of G(sigma)."""
-        smooth, beside = self._fields.gauss(sigma), self._view.beside
+        """sigma^2 times the sum of the three second differences of G(sigma), at a distance of 1 (sigma 1) or 2 voxels.
+
+        The wider distance keeps the cancellation small enough for float32.
+        """
+        smooth, beside, step = self._fields.gauss(sigma), self._view.beside, min(sigma, 2)
         total = np.float32(-6) * self._view.at(smooth)
         for axis in range(3):
-            total += beside(smooth, axis, 1) + beside(smooth, axis, -1)
-        total *= np.float32(sigma * sigma)
+            total += beside(smooth, axis, step) + beside(smooth, axis, -step)
+        total *= np.float32(sigma * sigma / (step * step))
         return total
 
-    def tensor(self, rho: int) -> tuple[Any, ...]:
-        """Six components of J(rho) in float64, then its eigenvalues in falling order and the deviator's size."""
+    def tensor(self, rho: int) -> tuple[tuple[Any, ...], Eigenvalues]:
+        """Six components of J(rho) in float64, and its eigenvalues."""
         if rho not in self._eigen:
             parts = tuple(self._view.at(part).astype(np.float64) for part in self._fields.tensor(rho))
-            self._eigen[rho] = (*parts, *eigenvalues(*parts))
+            self._eigen[rho] = parts, eigenvalues(parts)
         return self._eigen[rho]
 
     def planarity(self, rho: int) -> Any:
-        *_, l1, l2, l3, _ = self.tensor(rho)
+        _, (l1, l2, l3, _) = self.tensor(rho)
         return ((l1 - l2) / (l1 + l2 + l3 + PLANARITY_EPSILON)).astype(np.float32)
 
     def normal(self) -> tuple[Any, Any, Any]:
         """Sheet normal n of J(NORMAL_SCALE), float32, signed such that n.d >= 0."""
         if self._normal is None:
-            *parts, l1, _, l3, size = self.tensor(NORMAL_SCALE)
-            z, y, x = principal_eigenvector(*parts, l1, l3, size)
+            z, y, x = principal_eigenvector(*self.tensor(NORMAL_SCALE))
             xp, _ = namespace(z)
             d = self._direction
             sign = xp.where(d[0] * z + d[1] * y + d[2] * x >= 0, 1.0, -1.0)
-            self._normal = tuple((sign * part).astype(np.float32) for part in (z, y, x))
+            z, y, x = ((sign * part).astype(np.float32) for part in (z, y, x))
+            self._normal = z, y, x
         return self._normal
 
     def along_normal(self, sigma: int) -> Any:
@@ -141,10 +144,11 @@ def compute_window(fields: Fields, window: Window, reference: VolumeReference, n
     return out
 
 
-def compute_points(fields: Fields, z: Any, y: Any, x: Any, reference: VolumeReference, names: Sequence[str]) -> Any:
-    """Features at voxels ``z, y, x`` of a region (int64, ``(n,)`` each): ``(len(names), n)`` float32."""
+def compute_points(fields: Fields, points: tuple[Any, ...], reference: VolumeReference, names: Sequence[str]) -> Any:
+    """Features at voxels of a region (z, y, x: int64, ``(n,)`` each): ``(len(names), n)`` float32."""
     xp, _ = namespace(fields.v)
     specs = specs_of(names)
+    z, y, x = points
     out = xp.empty((len(specs), len(z)), dtype=np.float32)
     for start in range(0, len(z), _CHUNK):
         part = slice(start, min(start + _CHUNK, len(z)))

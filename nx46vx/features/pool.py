@@ -3,7 +3,8 @@
 All are computed on ``v = (ct - median) / scale`` (robust, per volume). Scales (``_s2`` is sigma or rho = 2) are in
 voxels. With n the sheet normal and d the volume's direction (see ``reference``):
 
-- G(s) is v smoothed by a Gaussian; gradients and second derivatives are central differences of G(s).
+- G(s) is v smoothed by a Gaussian; gradients are central differences of G(s); log is s^2 times the sum of its second
+  differences at a distance of min(s, 2).
 - J(r) is the structure tensor, the outer product of the gradient of G(1), smoothed over r; l1 >= l2 >= l3 are its
   eigenvalues; planarity = (l1 - l2) / (l1 + l2 + l3 + 1e-6).
 - n is the eigenvector of l1 of J(NORMAL_SCALE), signed such that n.d > 0.

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.ndimage
 
-from nx46vx.features.fields import Fields, difference
+from nx46vx.features.fields import MODE, Fields, difference
 from nx46vx.features.pool import HALO, NORMAL_SCALE, PLANARITY_EPSILON
 from nx46vx.features.symmetric_eig import eigenvalues, principal_eigenvector
 from nx46vx.features.views import Window
 
 _WHOLE = 112  # axes up to this long are looked at whole, longer ones through two windows
 _WINDOW = 56
-_SIDE_SCALE = 2  # sigma of the derivative whose skewness tells the sides apart
+_SIDE_SCALE = 1  # sigma of the derivative whose third moment tells the sides apart
+_MASK_REACH = 2 * NORMAL_SCALE  # voxels around a masked-out part whose gradients are those of the mask
 _NORMAL_QUANTILES = 2.5631031310892007  # distance between the 10 % and 90 % quantiles of a standard normal
 
 
@@ -36,7 +38,7 @@ class _Sheets:
 
     window: Window
     normal: np.ndarray  # (3, n) float32
-    weight: np.ndarray  # (n,) float32, planarity
+    weight: np.ndarray  # (n,) float32, planarity; 0 near parts where the scan is masked out (zero)
     along: np.ndarray  # (n,) float32, derivative along the normal
 
     def position(self) -> np.ndarray:
@@ -44,9 +46,10 @@ class _Sheets:
         axes = [np.arange(part.start, part.stop, dtype=np.float32) for part in self.window]
         return np.stack([grid.ravel() for grid in np.meshgrid(*axes, indexing="ij")])
 
-    def weights_towards(self, direction: np.ndarray) -> np.ndarray:
-        """Planarity times |n.d|: normals near perpendicular to d, whose sign is uncertain, count little."""
-        return self.weight * np.abs(direction @ self.normal)
+    def towards(self, direction: np.ndarray) -> np.ndarray:
+        """n.d, (n,) float64; without a matrix product, whose bits could depend on threads."""
+        z, y, x = self.normal
+        return np.asarray(direction[0] * z + direction[1] * y + direction[2] * x)
 
 
 def measure_reference(volume: np.ndarray) -> VolumeReference:
@@ -55,18 +58,19 @@ def measure_reference(volume: np.ndarray) -> VolumeReference:
     Grey values: median and (q90 - q10) / 2.563 over the voxels that are not zero, exact from a histogram.
     Direction d: principal eigenvector of the mean of n n^T weighted by planarity; its largest component is positive.
     sign_skew: sign of the third moment of the derivative along n (n.d > 0): the sharper face of the sheets.
-    sign_curvature: sign of the mean divergence of n (n.d > 0), weighted by planarity: +1 where sheets bend around an
-    axis that lies towards -d. Both are +1 where the volume does not tell.
-    The last three are measured in up to eight windows placed symmetrically, so memory does not grow with the volume.
+    sign_curvature: sign of the divergence of n (n.d > 0): +1 where sheets bend around an axis that lies towards -d.
+    Both are +1 where the volume does not tell. Sums are weighted by planarity and |n.d| (normals near perpendicular
+    to d, whose sign is uncertain, count little). The last three are measured in up to eight windows placed symmetrically, so memory does not grow with the volume.
     """
     median, scale = _grey_values(volume)
     seen = [_measure_window(volume, window, median, scale) for window in _windows(volume.shape)]
-    moment = sum((np.einsum("n,in,jn->ij", s.weight, s.normal, s.normal, dtype=np.float64) for s in seen), np.zeros((3, 3)))
+    moment = sum(
+        (np.einsum("n,in,jn->ij", s.weight, s.normal, s.normal, dtype=np.float64) for s in seen), np.zeros((3, 3))
+    )
     direction = _main_direction(moment)
     skew = 0.0
     for sheets in seen:
-        sign = np.sign(direction @ sheets.normal)
-        skew += float(np.sum(sheets.weights_towards(direction) * sign * sheets.along**3, dtype=np.float64))
+        skew += float(np.sum(sheets.weight * sheets.towards(direction) * sheets.along**3, dtype=np.float64))
     curvature = _fitted_divergence(seen, direction)
     return VolumeReference(
         median=median,
@@ -98,8 +102,7 @@ def _windows(shape: tuple[int, ...]) -> Iterator[Window]:
         else:
             inset = (length - 2 * _WINDOW) // 4
             axes.append([slice(inset, inset + _WINDOW), slice(length - inset - _WINDOW, length - inset)])
-    for z, y, x in itertools.product(*axes):
-        yield z, y, x
+    yield from itertools.product(*axes)
 
 
 def _measure_window(volume: np.ndarray, window: Window, median: float, scale: float) -> _Sheets:
@@ -108,17 +111,25 @@ def _measure_window(volume: np.ndarray, window: Window, median: float, scale: fl
     core = tuple(slice(part.start - a, part.stop - a) for a, part in zip(low, window, strict=True))
     fields = Fields((region.astype(np.float32) - np.float32(median)) / np.float32(scale))
     parts = tuple(part[core].astype(np.float64) for part in fields.tensor(NORMAL_SCALE))
-    l1, l2, l3, size = eigenvalues(*parts)
-    normal = principal_eigenvector(*parts, l1, l3, size)
+    eigen = eigenvalues(parts)
+    normal = principal_eigenvector(parts, eigen)
     smooth = fields.gauss(_SIDE_SCALE)
     along = sum(difference(smooth, axis)[core] * normal[axis] for axis in range(3))
-    planarity = (l1 - l2) / (l1 + l2 + l3 + PLANARITY_EPSILON)
+    planarity = (eigen.l1 - eigen.l2) / (eigen.l1 + eigen.l2 + eigen.l3 + PLANARITY_EPSILON)
     return _Sheets(
         window=window,
         normal=np.stack([part.ravel() for part in normal]).astype(np.float32),
-        weight=planarity.ravel().astype(np.float32),
+        weight=(planarity * _scanned(region)[core]).ravel().astype(np.float32),
         along=np.asarray(along).ravel().astype(np.float32),
     )
+
+
+def _scanned(region: np.ndarray) -> np.ndarray:
+    """False in parts that are zero (not single zero voxels) and around them."""
+    masked = scipy.ndimage.maximum_filter(region, 3, mode=MODE) == 0
+    if not masked.any():
+        return np.ones(region.shape, bool)
+    return ~scipy.ndimage.maximum_filter(masked, 2 * _MASK_REACH + 1, mode=MODE)
 
 
 def _fitted_divergence(seen: list[_Sheets], direction: np.ndarray) -> float:
@@ -126,12 +137,14 @@ def _fitted_divergence(seen: list[_Sheets], direction: np.ndarray) -> float:
 
     Fitted over the whole volume, local waves of the sheets count far less than in a mean of local divergences.
     """
-    weights = sum(sheets.weights_towards(direction).sum() for sheets in seen)
+    weights = 0.0
     moments = np.zeros((6, 6))  # of (position, normal)
     means = np.zeros(6)
     for sheets in seen:
-        both = np.concatenate([sheets.position(), sheets.normal * np.sign(direction @ sheets.normal)])
-        weight = sheets.weights_towards(direction)
+        cosine = sheets.towards(direction)
+        both = np.concatenate([sheets.position(), sheets.normal * np.sign(cosine)])
+        weight = sheets.weight * np.abs(cosine)
+        weights += float(weight.sum())
         means += np.einsum("n,in->i", weight, both)
         moments += np.einsum("n,in,jn->ij", weight, both, both)
     if weights <= 0:
@@ -147,4 +160,3 @@ def _main_direction(moment: np.ndarray) -> np.ndarray:
     _, vectors = np.linalg.eigh(moment)
     direction = vectors[:, -1]
     return direction if direction[int(np.argmax(np.abs(direction)))] > 0 else -direction
-

@@ -7,7 +7,8 @@ is about 1e-8 of the norm at worst (two equal eigenvalues), 1e-15 otherwise.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from nx46vx.features.array_namespace import namespace
 
@@ -16,11 +17,18 @@ COMPONENTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 _DEGENERATE = 1e-6  # relative gap below which two eigenvalues count as one
 
 
-def eigenvalues(a00: Any, a11: Any, a22: Any, a01: Any, a02: Any, a12: Any) -> tuple[Any, Any, Any, Any]:
-    """``(l1, l2, l3, size)``: eigenvalues in falling order and the deviator's norm / sqrt(6), each shaped as the input.
+class Eigenvalues(NamedTuple):
+    """In falling order; ``size`` is the deviator's norm / sqrt(6), zero exactly for multiples of the identity."""
 
-    ``size`` is zero exactly for multiples of the identity (and for zero matrices).
-    """
+    l1: Any
+    l2: Any
+    l3: Any
+    size: Any
+
+
+def eigenvalues(matrix: Sequence[Any]) -> Eigenvalues:
+    """Eigenvalues of matrices given by their six components (``COMPONENTS``), arrays of one shape."""
+    a00, a11, a22, a01, a02, a12 = matrix
     xp, _ = namespace(a00)
     mean = (a00 + a11 + a22) / 3
     b00, b11, b22 = a00 - mean, a11 - mean, a22 - mean
@@ -35,17 +43,17 @@ def eigenvalues(a00: Any, a11: Any, a22: Any, a01: Any, a02: Any, a12: Any) -> t
     l1 = mean + 2 * size * cosine
     l2 = mean + size * (root3 * sine - cosine)
     l3 = mean - size * (root3 * sine + cosine)
-    return l1, l2, l3, size
+    return Eigenvalues(l1, l2, l3, size)
 
 
-def principal_eigenvector(
-    a00: Any, a11: Any, a22: Any, a01: Any, a02: Any, a12: Any, l1: Any, l3: Any, size: Any
-) -> tuple[Any, Any, Any]:
+def principal_eigenvector(matrix: Sequence[Any], eigen: Eigenvalues) -> tuple[Any, Any, Any]:
     """Unit eigenvector of the largest eigenvalue, as three arrays; its sign is arbitrary.
 
     The eigenvector is orthogonal to the rows of A - l1 I, so it is the longest of their cross products. Where the two
     largest eigenvalues agree, a fixed vector of their plane is given; for multiples of the identity (1, 0, 0).
     """
+    a00, a11, a22, a01, a02, a12 = matrix
+    l1, l3, size = eigen.l1, eigen.l3, eigen.size
     xp, _ = namespace(a00)
     v0, v1, v2, square = _null_vector(xp, a00 - l1, a11 - l1, a22 - l1, a01, a02, a12)
     length = xp.sqrt(square)

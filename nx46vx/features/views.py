@@ -18,7 +18,7 @@ class View(Protocol):
         ...
 
     def beside(self, field: Any, axis: int, step: int) -> Any:
-        """A field's values one voxel further (step +1 or -1) along an axis, reflected at the region's border."""
+        """A field's values ``step`` voxels further along an axis, reflected at the region's border."""
         ...
 
 
@@ -40,7 +40,7 @@ class WindowView:
         xp, _ = namespace(field)
         rest = list(self.window)
         rest[axis] = slice(None)
-        places = xp.clip(xp.arange(start + step, stop + step), 0, length - 1)
+        places = _reflected(xp, xp.arange(start + step, stop + step), length)
         return xp.take(field[tuple(rest)], places, axis=axis)
 
 
@@ -57,7 +57,14 @@ class PointView:
         return field.ravel()[self._flat]
 
     def beside(self, field: Any, axis: int, step: int) -> Any:
-        stride = (self._shape[1] * self._shape[2], self._shape[2], 1)[axis]
-        place = self._position[axis]
-        inside = place < self._shape[axis] - 1 if step > 0 else place > 0
-        return field.ravel()[self._flat + self._xp.where(inside, step * stride, 0)]
+        places = list(self._position)
+        places[axis] = _reflected(self._xp, places[axis] + step, self._shape[axis])
+        z, y, x = places
+        return field.ravel()[(z * self._shape[1] + y) * self._shape[2] + x]
+
+
+def _reflected(xp: Any, places: Any, length: int) -> Any:
+    """Positions outside an axis mirrored about its borders (d c b a | a b c d | d c b a)."""
+    places = xp.where(places < 0, -1 - places, places)
+    places = xp.where(places >= length, 2 * length - 1 - places, places)
+    return xp.clip(places, 0, length - 1)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nx46vx.model.candidates import Candidate
+from nx46vx.model.neuron import NeuronSpec
 from nx46vx.model.state import LaneState
 
 #: Iterations between two KPI evaluations at the iterate.
@@ -46,3 +47,8 @@ class EngineClient(Protocol):
     def advance(self, request: LaneRequest) -> list[BlockResult]:
         """At least one block that starts at the request's state, and those after it that are already there."""
         ...
+
+
+def start_request(candidate: Candidate, spec: NeuronSpec, until: int) -> LaneRequest:
+    """The request of a candidate that has not begun."""
+    return LaneRequest(candidate, LaneState.start(spec.columns), until)

@@ -1,0 +1,120 @@
+"""The command line. stdout is data, stderr is talk, the exit code says how it ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from nx46vx import __version__
+from nx46vx.errors import UsageError
+from nx46vx.settings import Settings, SyntheticSettings, load_settings, parse_scalar
+
+app = typer.Typer(
+    name="nx46vx", help="Find papyrus surfaces in CT volumes by a grid of sparse quadratic neurons.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML configuration; see configs/.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Dataset in the competition's layout.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory; runs/<name of the config> if left out.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value over the configuration, e.g. seed=1.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Refuse a directory that exists.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: Config = None, data: Data = None, out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Accepted; an unfinished run always continues.")] = False,
+    fresh: Fresh = False, set_: Set = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Start a run, continue an unfinished one, or print a finished one's result."""
+    settings, root = _settle(config, data, out, set_)
+    if resume and fresh:
+        raise UsageError("--resume and --fresh exclude each other", fix="leave one out")
+    from nx46vx.pipeline.run import run as run_job
+
+    report = run_job(settings, root, fresh=fresh)
+    result = {
+        "run": str(root), "submission": str(root / report["submission"]["file"]), "report": str(root / "report.md"),
+        "reduced": report["reduced"],
+    }  # fmt: skip
+    _print(result, json)
+
+
+@app.command()
+def plan(
+    config: Config = None, data: Data = None, out: Out = None, fresh: Fresh = False, set_: Set = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Check the data, split it, count cache hits and estimate the time; write plan.json and train nothing."""
+    settings, root = _settle(config, data, out, set_)
+    from nx46vx.pipeline.planning import plan as plan_job
+
+    _print(plan_job(settings, root, fresh=fresh), json)
+
+
+@app.command()
+def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")], json: Json = False) -> None:
+    """Say how far a run is; touches nothing."""
+    from nx46vx.pipeline.status import status as status_of
+
+    _print(status_of(run_dir), json)
+
+
+@app.command("make-data")
+def make_data(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the dataset goes.")],
+    train: Annotated[int, typer.Option(help="Labelled volumes.")] = 8,
+    test: Annotated[int, typer.Option(help="Test volumes.")] = 2,
+    size: Annotated[int, typer.Option(help="Edge of the cubic volumes, 48 to 320 voxels.")] = 64,
+    scrolls: Annotated[int, typer.Option(help="Different scrolls they come from.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    json: Json = False,
+) -> None:
+    """Make a synthetic dataset in the competition's layout."""
+    from pydantic import ValidationError
+
+    from nx46vx.data.synthetic import make_dataset
+    from nx46vx.runtime.sink import NullSink
+
+    try:
+        settings = SyntheticSettings(train_cases=train, test_cases=test, size=size, scrolls=scrolls, seed=seed)
+    except ValidationError as error:
+        found = "; ".join(f"{item['loc'][0]}: {item['msg']} (found {item['input']!r})" for item in error.errors())
+        raise UsageError("the dataset cannot be made so", found=found, fix="choose values in range") from None
+    make_dataset(out, settings, sink=NullSink())
+    _print({"data": str(out), "train_cases": train, "test_cases": test}, json)
+
+
+def _settle(config: Path | None, data: Path | None, out: Path | None, pairs: list[str] | None) -> tuple[Settings, Path]:
+    overrides: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UsageError("--set wants key=value", found=pair, fix="for instance --set seed=1")
+        overrides[key.strip()] = parse_scalar(value, f"--set {key}")
+    if data is not None:
+        overrides["data.dir"] = str(data.resolve())
+    settings = load_settings(config, overrides=overrides)
+    if out is None:
+        out = Path("runs") / (config.stem if config is not None else "default")
+    return settings, out
+
+
+def _print(value: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+        return
+    for key, item in value.items():
+        typer.echo(f"{key}: {item if not isinstance(item, dict | list) else orjson.dumps(item).decode()}")

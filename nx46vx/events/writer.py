@@ -1,0 +1,282 @@
+"""The event log of one writer: every event is one line, one write, chained to the line before."""
+
+from __future__ import annotations
+
+import os
+import platform
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from hashlib import sha512
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nx46vx.errors import IntegrityError, NX46Error, StoppedError, UsageError, from_os_error
+from nx46vx.events import chain
+from nx46vx.events.packing import close_segment
+from nx46vx.events.recover import recover
+from nx46vx.events.seal import retire_run_seal
+from nx46vx.events.segment import Position, SegmentPaths, valid_writer
+from nx46vx.runtime.files import REAL_FILES, Files, make_folder, remove_file, write_all
+
+
+class EventLog:
+    """An :class:`~nx46vx.runtime.sink.EventSink` that writes ``folder/<writer>/<segment>.jsonl``.
+
+    Opening an existing writer's folder closes what an earlier process left (a torn last line goes to
+    ``<segment>.torn``) and continues the chain in a new segment; the first line is ``WRITER_OPEN``, which says what it
+    continues. Threads may share one log; signal handlers should not emit (set a flag there instead).
+
+    ``background_sync_s``: every so many seconds a thread makes the log durable and packs closed segments; None: no
+    thread, closed segments are packed at once.
+
+    Raises:
+        UsageError: a writer name that cannot be a folder's.
+        IntegrityError: the log on disk is damaged before its tail; names file and line.
+        StoppedError: a writer with a higher fencing epoch has taken this log over.
+        EnvironmentFault: the file system refuses. After a failed sync every later call raises it again.
+    """
+
+    def __init__(
+        self, folder: Path, writer: str, *, run_id: str, fence: int = 0, files: Files = REAL_FILES,
+        segment_bytes: int = 8 << 20, background_sync_s: float | None = 1.0,
+    ) -> None:  # fmt: skip
+        if not valid_writer(writer):
+            raise UsageError("not a writer's name", where=folder, found=repr(writer), fix="use letters, digits, ._=+@-")
+        self.folder = Path(folder) / writer
+        self.writer, self.run_id, self.fence = writer, run_id, fence
+        self._files, self._segment_bytes = files, segment_bytes
+        self._lock = threading.Lock()  # the chain's state
+        self._sync_lock = threading.Lock()  # file handles; taken before _lock, never after
+        self._refusal: NX46Error | None = None
+        self._pending: bytes | None = None
+        self._handle = -1
+        self._to_pack: queue.SimpleQueue[tuple[SegmentPaths, Position]] = queue.SimpleQueue()
+        try:
+            make_folder(files, self.folder)
+            retire_run_seal(files, Path(folder))
+            found = recover(files, self.folder, writer, fence)
+            self._count, self._head = found.position.count, found.position.head
+            self._opened_at = found.position.count
+            self._open_segment(found.next_segment)
+        except OSError as error:
+            raise from_os_error(error, "opening the event log", self.folder) from error
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self.emit(
+            "WRITER_OPEN", continues_count=found.position.count, continues_head=found.position.head,
+            quarantined_bytes=found.torn_bytes, quarantined_files=list(found.torn_files), segment=found.next_segment,
+            pid=os.getpid(), host=platform.node(),
+        )  # fmt: skip
+        if background_sync_s is not None:
+            self._thread = threading.Thread(
+                target=self._keep_durable, args=(background_sync_s,), name=f"log {writer}", daemon=True
+            )
+            self._thread.start()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def count(self) -> int:
+        """Lines in this writer's chain, over all its segments."""
+        return self._count
+
+    @property
+    def head(self) -> str:
+        """Digest of the last line."""
+        return self._head
+
+    def emit(self, event: str, /, **fields: Any) -> None:
+        """Write one event. It is in the operating system's hands when this returns, on disk after ``sync``."""
+        if not chain.RESERVED.isdisjoint(fields):
+            raise UsageError(
+                "an event uses the log's own field names", where=event, found=sorted(chain.RESERVED & set(fields))
+            )
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal.with_traceback(None)
+            if self._pending is not None:
+                self._settle()
+            record = {
+                "ts_ns": time.time_ns(), "seq": self._count, "writer": self.writer, "run_id": self.run_id,
+                "fence": self.fence, "event": event, "prev": self._head, **fields,
+            }  # fmt: skip
+            line = chain.encode(record)
+            data = self._pending = line + b"\n"
+            try:
+                written = self._write(self._handle, data)
+                if written != len(data):
+                    write_all(self._files, self._handle, data[written:])
+            except OSError as error:
+                raise from_os_error(error, "writing to the event log", self._paths.plain) from error
+            self._advance(line)
+            full = self._bytes >= self._segment_bytes
+        if full:
+            self._rotate()
+
+    def sync(self) -> Mapping[str, Any]:
+        """Make every line durable; returns the anchor: ``writer``, ``head`` (digest of the last line), ``count``."""
+        with self._sync_lock:
+            with self._lock:
+                if self._refusal is not None:
+                    raise self._refusal.with_traceback(None)
+                if self._pending is not None:
+                    self._settle()
+                anchor = {"writer": self.writer, "head": self._head, "count": self._count}
+                dirty, self._dirty = self._dirty, False
+            if dirty:
+                try:
+                    self._files.fdatasync(self._handle)
+                except OSError as error:
+                    raise self._refuse(from_os_error(error, "syncing the event log", self._paths.plain)) from error
+            if not self._files.exists(self._paths.plain):
+                raise self._refuse(StoppedError("another process writes this log now", where=self._paths.plain))
+        return anchor
+
+    def supersede(self, after_count: int, reason: str) -> int:
+        """State that the lines from ``after_count`` on that an earlier process wrote will be repeated.
+
+        ``after_count`` is the count in the anchor of the checkpoint that is resumed from. Returns how many lines are
+        superseded; emits ``SUPERSEDES`` (``first_seq``, ``last_seq``) if there is any.
+
+        Raises:
+            IntegrityError: the log is shorter than the checkpoint says.
+        """
+        if after_count > self._opened_at:
+            raise IntegrityError(
+                "the end of the event log is missing", where=self.folder,
+                found=f"{self._opened_at} lines, the checkpoint counted {after_count}",
+                fix="put the log back as it was, or start a new run",
+            )  # fmt: skip
+        lines = self._opened_at - after_count
+        if lines:
+            self.emit("SUPERSEDES", first_seq=after_count, last_seq=self._opened_at - 1, lines=lines, reason=reason)
+        return lines
+
+    def close(self) -> None:
+        """Make the log durable and let go of it; the last segment stays open for a next writer. Harmless twice."""
+        self._stop_thread()
+        if self._handle < 0:
+            return
+        try:
+            if self._refusal is None:
+                self.sync()
+        finally:
+            with self._sync_lock, self._lock:
+                handle, self._handle = self._handle, -1
+                self._refusal = self._refusal or UsageError("the event log is closed", where=self.folder)
+                self._files.close(handle)
+            self._pack_closed()
+
+    def seal(self) -> None:
+        """Close the log at a normal end: its last segment is packed and sealed too."""
+        if self._handle >= 0:
+            if self._refusal is not None:
+                raise self._refusal.with_traceback(None)
+            self.close()
+            try:
+                close_segment(self._files, self._paths, self.writer, self._start)
+            except OSError as error:
+                raise from_os_error(error, "sealing the event log", self._paths.plain) from error
+
+    def _advance(self, line: bytes) -> None:
+        self._head, self._count = sha512(line).hexdigest(), self._count + 1
+        self._bytes += len(line) + 1
+        self._dirty = True
+        self._pending = None
+
+    def _settle(self) -> None:
+        """Finish the line whose write was cut short (disk full, an interrupt between two instructions).
+
+        A line of which nothing was written is dropped: whoever emitted it was told so.
+        """
+        pending = self._pending or b""
+        try:
+            there = self._files.read(self._paths.plain, self._bytes)
+            if not pending.startswith(there):
+                raise self._refuse(IntegrityError("another process writes to this log", where=self._paths.plain))
+            if there:
+                write_all(self._files, self._handle, pending[len(there) :])
+        except OSError as error:
+            raise from_os_error(error, "writing to the event log", self._paths.plain) from error
+        if there:
+            self._advance(pending[:-1])
+        else:
+            self._pending = None
+
+    def _refuse(self, error: NX46Error) -> NX46Error:
+        """From now on every call raises this."""
+        self._refusal = self._refusal or error
+        return error
+
+    def _open_segment(self, number: int) -> None:
+        paths = SegmentPaths(self.folder, number)
+        handle = self._files.create(paths.plain)
+        try:
+            self._files.fsync_folder(self.folder)
+        except OSError:
+            self._files.close(handle)
+            remove_file(self._files, paths.plain)
+            raise
+        self._paths, self._handle, self._write = paths, handle, self._files.write
+        self._start = Position(self._count, self._head)
+        self._bytes, self._dirty = 0, False
+
+    def _rotate(self) -> None:
+        """Make the full segment durable, go on in the next one, and have the full one packed."""
+        with self._sync_lock:
+            with self._lock:
+                if self._bytes < self._segment_bytes or self._refusal is not None:
+                    return
+                paths, handle, start = self._paths, self._handle, self._start
+                try:
+                    self._files.fdatasync(handle)
+                    self._open_segment(paths.number + 1)
+                except OSError as error:
+                    raise self._refuse(from_os_error(error, "closing a log segment", paths.plain)) from error
+                self._files.close(handle)
+            self._to_pack.put((paths, start))
+        if self._thread is None:
+            self._pack_closed()
+        else:
+            self._wake.set()
+
+    def _pack_closed(self) -> None:
+        """Pack the segments that are full. A full disk leaves one as it is; the next opening packs it."""
+        while not self._to_pack.empty():
+            paths, start = self._to_pack.get()
+            try:
+                close_segment(self._files, paths, self.writer, start)
+            except OSError as error:
+                if self._refusal is None:
+                    self.emit("SEGMENT_PACK_FAILED", segment=paths.number, error=str(error))
+            except NX46Error as error:
+                self._refuse(error)
+                raise
+
+    def _keep_durable(self, every_s: float) -> None:
+        while not self._stopping:
+            self._wake.wait(every_s)
+            self._wake.clear()
+            try:
+                self._pack_closed()
+                if self._dirty:
+                    self.sync()
+            except NX46Error:  # kept as the refusal; the next emit raises it
+                return
+
+    def _stop_thread(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stopping = True
+            self._wake.set()
+            thread.join()

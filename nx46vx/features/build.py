@@ -1,0 +1,65 @@
+"""Computes the samples of one case and puts them into the cache; this is what executors run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from nx46vx.data.volume_io import read_volume
+from nx46vx.errors import DataError
+from nx46vx.features.blocks import sample_features
+from nx46vx.features.entry import entry_problem, write_entry
+from nx46vx.features.lock import held
+from nx46vx.features.pool import feature_names
+from nx46vx.features.reference import measure_reference
+from nx46vx.features.request import SampleRequest
+from nx46vx.features.sampling import case_seed, labelled_counts, sample_balanced, sample_natural, spatial_blocks
+
+
+def entry_path(root: Path, key: str) -> Path:
+    return root / "entries" / key[:2] / key
+
+
+def build_case(root: Path, request: SampleRequest) -> str:
+    """Make the entry of a request unless it is there by now, and return its key.
+
+    Whoever comes while another process builds the same entry waits for it and builds nothing.
+
+    Raises:
+        DataError: the volumes cannot be read, or hold nothing to draw samples from.
+        EnvironmentFault: the cache cannot be written to.
+    """
+    path = entry_path(root, request.key)
+    with held(root / "locks" / f"{request.key}.lock"):
+        if entry_problem(path) is not None:
+            arrays, counts = draw_samples(request)
+            write_entry(path, arrays, case_id=request.case.case_id, counts=counts, facts=request.facts)
+    return request.key
+
+
+def draw_samples(request: SampleRequest) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
+    """The arrays of a request's entry, ordered by (group, index), and the volume's labelled counts."""
+    case = request.case
+    if case.label is None:
+        raise DataError("the case has no label to draw samples by", where=case.case_id, fix="use labelled cases")
+    label = read_volume(case.label, case_id=case.case_id)
+    counts = labelled_counts(label)
+    seed = case_seed(request.seed, case.case_id, request.kind)
+    draw = sample_balanced if request.kind == "balanced" else sample_natural
+    index = draw(label, request.limit, seed)
+    if len(index) == 0:
+        raise DataError(
+            "the case has no voxels to draw samples from",
+            where=f"case {case.case_id}, {case.label}",
+            found=f"{counts[0]} voxels labelled 0, {counts[1]} labelled 1, samples: {request.kind}",
+            fix=f"leave it out: data.skip_cases: [{case.case_id}]",
+        )
+    group = spatial_blocks(index, case.shape)
+    order = np.lexsort((index, group))
+    index, group = index[order], group[order]
+    y = label.ravel()[index]
+    del label
+    image = read_volume(case.image, case_id=case.case_id)
+    features = sample_features(image, measure_reference(image), feature_names(), index, block=request.block)
+    return {"features": features, "y": y, "index": index, "group": group}, counts

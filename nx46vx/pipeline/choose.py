@@ -1,0 +1,111 @@
+"""Stage four: the leaderboard, the ensemble, and how they do on cases that chose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nx46vx.data.volume_io import read_volume
+from nx46vx.inference.baseline import best_intensity_threshold, class_histograms
+from nx46vx.logs import say
+from nx46vx.model.ensemble import Ensemble, combine
+from nx46vx.model.metrics import average_precision, count_at_thresholds
+from nx46vx.model.samples import Samples
+from nx46vx.pipeline.best import best_members, evaluate
+from nx46vx.pipeline.dataset import Cases
+from nx46vx.pipeline.fit import FitResult
+from nx46vx.pipeline.session import Session
+from nx46vx.report.tables import leaderboard_csv
+from nx46vx.runtime.atomic import write_json, write_text
+from nx46vx.runtime.sink import trace_array
+from trainables.task import open_store
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The ensemble and the figures that the report shows of it."""
+
+    ensemble: Ensemble
+    figures: dict[str, Any]
+
+
+def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
+    """Write ``leaderboard.csv`` and ``ensemble.json``; measure everything on validation and hold-out samples."""
+    write_text(session.paths.leaderboard, leaderboard_csv(fit.records.values()))
+    store = open_store(fit.plan, session.paths.root, session.fence)
+    members = best_members(fit.plan, fit.records, store, session.log)
+    validation = evaluate(members, fit.data.pool, fit.data.validation)
+    trace_array(session.log, "validation_logits", validation.logits)
+    combination = combine(validation.logits, validation.y)
+    weighted = [replace(member, weight=float(w)) for member, w in zip(members, combination.weights, strict=True)]
+    ensemble = Ensemble(tuple(weighted), combination.intercept)
+    scores = combination.logits(validation.logits)
+    threshold_at = count_at_thresholds(_sigmoid(scores), validation.y).best()
+    figures: dict[str, Any] = {
+        "validation": _figures(validation.logits, scores, validation.y, threshold_at),
+        "members": [
+            {"candidate_id": m.candidate_id, "meta_neuron": m.spec.meta_neuron, "weight": m.weight, "helps": m.weight > 0}
+            for m in weighted
+        ],
+        "holdout": _holdout(session, cases, fit, weighted, combination, threshold_at),
+    }
+    write_json(session.paths.ensemble, {"reduced": session.settings.reduced, **ensemble.to_json()})
+    session.log.emit("ENSEMBLE", **figures)
+    hold = figures["holdout"]
+    say(
+        f"hold-out: F0.5 {hold['ensemble_f_half']:.3f} against {hold['intensity_f_half']:.3f} of the best intensity "
+        f"threshold; average precision {hold['ensemble_average_precision']:.3f} against "
+        f"{hold['best_member_average_precision']:.3f} of the best single member"
+    )
+    return Choice(ensemble, figures)
+
+
+def _holdout(
+    session: Session, cases: Cases, fit: FitResult, members: Sequence[Any], combination: Any, threshold_at: int
+) -> dict[str, Any]:
+    """Figures on the hold-out cases; the intensity threshold is tuned on the training cases."""
+    holdout = evaluate(members, fit.data.pool, fit.holdout)
+    scores = combination.logits(holdout.logits)
+    baseline = best_intensity_threshold(_histograms(case) for case in cases.of("train"))
+    counted = np.add.reduce([_sampled_histograms(cases, samples) for samples in fit.holdout])
+    return {
+        **_figures(holdout.logits, scores, holdout.y, threshold_at),
+        "intensity_threshold": baseline.value,
+        "intensity_above": baseline.above,
+        "intensity_f_half": baseline.f_half(counted),
+        "intensity_histograms": counted.tolist(),
+    }
+
+
+def _figures(logits: np.ndarray, scores: np.ndarray, y: np.ndarray, threshold_at: int) -> dict[str, Any]:
+    counts = count_at_thresholds(_sigmoid(scores), y)
+    single = [average_precision(row, y) for row in logits]
+    return {
+        "samples": int(y.size),
+        "positives": counts.positives,
+        "threshold_index": threshold_at,
+        "true_positives": counts.true_positives.tolist(),
+        "false_positives": counts.false_positives.tolist(),
+        "ensemble_f_half": float(counts.f_beta(0.5)[threshold_at]),
+        "ensemble_average_precision": average_precision(scores, y),
+        "best_member_average_precision": max(single),
+        "member_average_precision": single,
+    }
+
+
+def _histograms(case: Any) -> np.ndarray:
+    return class_histograms(read_volume(case.image, case_id=case.case_id), read_volume(case.label, case_id=case.case_id))
+
+
+def _sampled_histograms(cases: Cases, samples: Samples) -> np.ndarray:
+    """Grey values of a case's sampled voxels by class, so that both sides are judged on the same voxels."""
+    case = cases.by_id[samples.case_id]
+    grey = read_volume(case.image, case_id=case.case_id).reshape(-1)[samples.index]
+    return class_histograms(grey, np.asarray(samples.y))
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * z))

@@ -1,0 +1,189 @@
+"""Stages two and three: the features are cached, the fit is frozen, the whole grid is searched, epoch by epoch."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Executor as Mapper
+from dataclasses import dataclass
+
+from nx46vx.features.cache import FeatureCache
+from nx46vx.features.pool import feature_names
+from nx46vx.logs import say
+from nx46vx.model.blocks import LaneRequest
+from nx46vx.model.candidates import Grid
+from nx46vx.model.fitplan import FitPlan
+from nx46vx.model.neuron import prepare_neuron
+from nx46vx.model.samples import FitData, Samples
+from nx46vx.model.views import draw_views, relevance_gram
+from nx46vx.pipeline.dataset import Cases
+from nx46vx.pipeline.decisions import Decisions
+from nx46vx.pipeline.growing import Grower
+from nx46vx.pipeline.planfile import frozen_fit, identity_of, write_plan
+from nx46vx.pipeline.session import Session
+from nx46vx.runtime.heartbeat import heartbeat
+from search.executor import Executor, SearchJob
+from search.resources import Resources
+from search.source import CandidateSource, Records
+from trainables.task import open_store, read_record, state_of
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The merged table of all candidates, and what the next stages read."""
+
+    plan: FitPlan
+    records: Records
+    data: FitData
+    holdout: list[Samples]
+
+
+def load_samples(session: Session, cases: Cases, mapper: Mapper) -> tuple[FitData, list[Samples], tuple[str, ...]]:
+    """Build or map the samples of every pair; training and validation data, hold-out samples, and their keys."""
+    requests = cases.requests(session)
+    covered: list[str] = []
+
+    def done(samples: Samples) -> None:
+        covered.append(samples.case_id)
+        session.log.emit(
+            "TRAIN_COVERAGE_PROGRESS", case_id=samples.case_id, pairs_done=len(covered), pairs_total=len(requests),
+            train_pair_coverage_pct_effective=100.0 * len(covered) / cases.coverage.discovered,
+        )  # fmt: skip
+
+    with heartbeat(session.log, "features"):
+        samples = FeatureCache(session.cache_dir, sink=session.log).build(requests, executor=mapper, on_done=done)
+    session.log.emit(
+        "TRAIN_COVERAGE_FINAL", pairs=len(covered),
+        train_pair_coverage_pct_effective=100.0 * len(covered) / cases.coverage.discovered,
+        coverage_gap_reason=cases.coverage.reason, coverage_gap_is_justified=cases.coverage.justified,
+    )  # fmt: skip
+    by_role: dict[str, list[Samples]] = {"train": [], "validation": [], "holdout": []}
+    for request, sample in zip(requests, samples, strict=True):
+        by_role[request.role].append(sample)
+    data = FitData(feature_names(), by_role["train"], by_role["validation"])
+    say(f"features: {data.train_samples} training and {data.validation_samples} validation samples")
+    return data, by_role["holdout"], tuple(request.key for request in requests)
+
+
+def freeze(session: Session, cases: Cases, data: FitData, keys: tuple[str, ...]) -> FitPlan:
+    """The fit of this run: read from the plan, or drawn, measured and written there before the first iteration."""
+    existing = frozen_fit(session, cases)
+    if existing is not None:
+        return existing
+    settings = session.settings
+    neurons = range(settings.grid.meta_neurons)
+    grid = Grid.from_settings(settings.grid)
+    with heartbeat(session.log, "freeze"):
+        views = draw_views(
+            relevance_gram(data), data.pool, seed=settings.seed, width=settings.grid.features_per_neuron,
+            meta_neurons=neurons,
+        )  # fmt: skip
+        trained, validated = len(data.train), len(data.train) + len(data.validation)
+        plan = FitPlan(
+            run_id=session.run_id,
+            seed=settings.seed,
+            pool=data.pool,
+            train_keys=keys[:trained],
+            validation_keys=keys[trained:validated],
+            l1=grid.l1,
+            l2=grid.l2,
+            max_iter=settings.grid.max_iter,
+            method=settings.solver.method,
+            block=settings.solver.block_iterations,
+            identity=identity_of(session, cases),
+            neurons=tuple(prepare_neuron(data, settings.seed, k, views[k]) for k in neurons),
+        )
+    write_plan(session, cases, plan)
+    for spec in plan.neurons:
+        session.log.emit("META_NEURON", meta_neuron=spec.meta_neuron, view=list(spec.view), digest=spec.digest)
+    return plan
+
+
+def search(
+    session: Session, cases: Cases, data: FitData, plan: FitPlan, resources: Resources, executor: Executor
+) -> tuple[FitPlan, Records]:
+    """Run every candidate through all epochs; returns the plan (with grown neurons) and the merged table."""
+    decisions = Decisions(session.paths.decisions)
+    grower = Grower(session, cases, data, plan, decisions)
+    settings, epoch, records = session.settings.epochs, 0, {}
+    while True:
+        until = (epoch + 1) * plan.max_iter
+        records = _epoch(session, grower, until, resources, executor, growing=epoch == 0)
+        best = min(float(record["objective"]) for record in records.values())
+        if decisions.get("epoch_best", epoch) is None:
+            decisions.put("epoch_best", epoch, best)
+        session.log.emit(
+            "PROGRESS_UPDATE", stage="train_supervised", substage="epoch_done", file=None, index=epoch + 1,
+            total=settings.supervised_epochs or None, candidates=len(records), best_objective=best,
+        )  # fmt: skip
+        epoch += 1
+        target = settings.supervised_epochs
+        if target and epoch >= target:
+            break
+        if not target and _converged(
+            [float(decisions.get("epoch_best", e)) for e in range(epoch)],
+            settings.convergence_min_delta, settings.convergence_patience,
+        ):  # fmt: skip
+            break
+    return grower.plan, records
+
+
+def _epoch(
+    session: Session, grower: Grower, until: int, resources: Resources, executor: Executor, *, growing: bool
+) -> Records:
+    finished, pending = _inventory(session, grower.plan, until)
+    source = CandidateSource(
+        (request.candidate for request in pending), finished, grower if growing else lambda records: None
+    )
+    if not pending and source.next_round():
+        _, pending = _inventory(session, grower.plan, until)
+    started, total = time.monotonic(), len(finished) + len(pending)
+    say(f"search: {len(finished)} of {total} candidates are done up to iteration {until}")
+
+    def on_progress(done: int, total: int, in_flight: int) -> None:
+        session.log.emit(
+            "PROGRESS_UPDATE", stage="train_supervised", substage="hyperparam_search", file=None, index=done,
+            total=total, in_flight=in_flight, until=until,
+        )  # fmt: skip
+        if done % 15 == 0 or done == total:
+            say(f"search: {done} of {total} candidates done, {time.monotonic() - started:.1f} s")
+
+    job = SearchJob(
+        grower.plan, session.paths.root, session.cache_dir, source, tuple(pending), until, session.fence, resources,
+        session.log, session.stop, on_progress,
+    )  # fmt: skip
+    with heartbeat(session.log, "train_supervised"):
+        if pending:
+            executor.run(job)
+    session.stop.check()
+    finished, pending = _inventory(session, grower.plan, until)
+    if pending:
+        raise RuntimeError(f"{len(pending)} candidates did not finish")
+    return finished
+
+
+def _inventory(session: Session, plan: FitPlan, until: int) -> tuple[Records, list[LaneRequest]]:
+    """From the store alone: the records of candidates that reached ``until``, and where the others go on."""
+    store = open_store(plan, session.paths.root, session.fence)
+    finished: Records = {}
+    pending = []
+    for candidate in plan.candidates:
+        checkpoint = store.latest(candidate.candidate_id, sink=session.log)
+        if checkpoint is None:
+            pending.append(plan.start(candidate, until))
+            continue
+        record = read_record(plan, candidate, checkpoint)
+        if record["iter"] >= until:
+            finished[candidate.candidate_id] = record
+        else:
+            pending.append(LaneRequest(candidate, state_of(checkpoint), until))
+    return finished, pending
+
+
+def _converged(best: list[float], min_delta: float, patience: int) -> bool:
+    """Whether the best objective so far improved by less than ``min_delta`` in each of the last epochs."""
+    quiet = 0
+    for epoch in range(1, len(best)):
+        quiet = quiet + 1 if min(best[:epoch]) - best[epoch] < min_delta else 0
+    return quiet >= patience
+
+

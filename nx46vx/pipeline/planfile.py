@@ -1,0 +1,102 @@
+"""``plan.json``: cases, split and candidates before the first fit; views, bootstraps and scales once they are frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from nx46vx import __version__
+from nx46vx.errors import IncompatibleError, IntegrityError
+from nx46vx.features.pool import POOL_VERSION, feature_names
+from nx46vx.model.candidates import Grid
+from nx46vx.model.fitplan import FitPlan
+from nx46vx.pipeline.dataset import Cases
+from nx46vx.pipeline.session import Session
+from nx46vx.runtime.atomic import write_json
+from nx46vx.runtime.digest import digest_json
+from nx46vx.settings import result_keys
+
+PLAN_VERSION = 1
+#: Changes when the meaning of a lane's state changes.
+MODEL_SIGNATURE = "quadratic-neuron-1"
+
+
+def identity_of(session: Session, cases: Cases) -> dict[str, str]:
+    """Digests that a checkpoint has to share with the run that continues it."""
+    settings = session.settings
+    return {
+        "config": digest_json(result_keys(settings)),
+        "data": cases.dataset.digest,
+        "features": digest_json([POOL_VERSION, *feature_names()]),
+        "grid": digest_json(settings.grid.model_dump(mode="json")),
+        "model_signature": MODEL_SIGNATURE,
+        "preprocessing": f"pool-{POOL_VERSION}",
+    }
+
+
+def read_plan(session: Session) -> dict[str, Any]:
+    """The plan as it stands; empty if there is none yet.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
+    try:
+        value = orjson.loads(session.paths.plan.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise IntegrityError(
+            "the plan cannot be read", where=session.paths.plan, found=error, fix="restore plan.json from a copy"
+        ) from error
+    if not isinstance(value, dict) or value.get("plan_version") != PLAN_VERSION:
+        raise IncompatibleError(
+            "the plan is of another version", where=session.paths.plan,
+            found=value.get("plan_version") if isinstance(value, dict) else type(value).__name__,
+            fix="use the version that made it, or start a new run directory",
+        )  # fmt: skip
+    return value
+
+
+def write_plan(session: Session, cases: Cases, fit: FitPlan | None, extra: dict[str, Any] | None = None) -> None:
+    """Write the plan, with the frozen fit once there is one; keeps what ``extra`` said before."""
+    settings = session.settings
+    before = read_plan(session)
+    grid = Grid.from_settings(settings.grid)
+    neurons = range(settings.grid.meta_neurons) if fit is None else range(len(fit.neurons))
+    write_json(
+        session.paths.plan,
+        {
+            "plan_version": PLAN_VERSION,
+            "version": __version__,
+            "run_id": session.run_id,
+            "reduced": settings.reduced,
+            "identity": identity_of(session, cases),
+            **cases.to_json(),
+            "feature_pool": list(feature_names()),
+            "candidates": [candidate.to_json() for candidate in grid.candidates(neurons)],
+            "max_iter": settings.grid.max_iter,
+            "estimate": (extra or {}).get("estimate", before.get("estimate")),
+            "fit": fit.to_json() if fit is not None else None,
+        },
+    )
+
+
+def frozen_fit(session: Session, cases: Cases) -> FitPlan | None:
+    """The fit that an earlier session froze, or None.
+
+    Raises:
+        IncompatibleError: the dataset, the feature pool or the grid is no longer the plan's; names what differs.
+    """
+    plan = read_plan(session)
+    if not plan.get("fit"):
+        return None
+    asked, stored = identity_of(session, cases), plan["identity"]
+    differing = sorted(key for key in asked.keys() | stored.keys() if asked.get(key) != stored.get(key))
+    if differing:
+        session.log.emit("RESUME_INCOMPATIBLE", differing=differing)
+        raise IncompatibleError(
+            "this run was planned for something else", where=session.paths.plan, found=", ".join(differing) + " differ",
+            fix="restore the dataset and version it was planned for, or choose another --out",
+        )  # fmt: skip
+    return FitPlan.from_json(plan["fit"])

@@ -1,0 +1,100 @@
+"""``nx46vx plan``: what a run would do and how long it would take, without training anything."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nx46vx.data.volume_io import read_volume
+from nx46vx.features.blocks import sample_features
+from nx46vx.features.cache import FeatureCache
+from nx46vx.features.pool import feature_names
+from nx46vx.features.reference import measure_reference
+from nx46vx.features.request import SampleRequest
+from nx46vx.features.sampling import case_seed, sample_natural
+from nx46vx.model.candidates import TILE
+from nx46vx.pipeline.dataset import Cases, find_cases
+from nx46vx.pipeline.planfile import read_plan, write_plan
+from nx46vx.pipeline.run import workers
+from nx46vx.pipeline.session import Session, open_session
+from nx46vx.runtime.stop import StopFlag
+from nx46vx.settings import Settings
+from search.resources import Resources, plan_resources
+
+#: Seconds that Ray and Tune need besides the fit, measured for 135 trials on two cores.
+TUNE_SECONDS = 15.0
+
+
+def plan(settings: Settings, root: Path, *, fresh: bool = False) -> dict[str, Any]:
+    """Discover, check and split; count cache hits; time a short calibration; write ``plan.json``."""
+    stop = StopFlag()
+    with stop.on_signals(), open_session(root, settings, stop, fresh=fresh) as session:
+        resources = plan_resources(settings.resources)
+        with ThreadPoolExecutor(workers(settings)) as mapper:
+            cases = find_cases(session, mapper)
+        requests = cases.requests(session)
+        cache = FeatureCache(session.cache_dir, sink=session.log)
+        hits = sum(cache.has(request.key) for request in requests)
+        estimate = _estimate(session, cases, requests, len(requests) - hits, resources)
+        before = read_plan(session)
+        if not before.get("fit"):
+            write_plan(session, cases, None, {"estimate": estimate})
+        written = read_plan(session)
+        session.log.emit("PLAN", cache_hits=hits, cache_misses=len(requests) - hits, estimate=estimate)
+        return {
+            "run": str(root),
+            "plan": str(session.paths.plan),
+            "reduced": settings.reduced,
+            "cases": {role: len(cases.of(role)) for role in ("train", "validation", "holdout")}
+            | {"test": len(cases.dataset.test)},
+            "skipped": [list(pair) for pair in cases.dataset.skipped],
+            "candidates": len(written["candidates"]),
+            "iterations": len(written["candidates"]) * settings.grid.max_iter * max(settings.epochs.supervised_epochs, 1),
+            "cache_hits": hits,
+            "cache_misses": len(requests) - hits,
+            "estimate": estimate,
+        }
+
+
+def _estimate(
+    session: Session, cases: Cases, requests: list[SampleRequest], misses: int, resources: Resources
+) -> dict[str, float]:
+    """Seconds per phase, from timing the features of one case and a few passes over random samples."""
+    settings = session.settings
+    request = requests[0]
+    volume = read_volume(request.case.image, case_id=request.case.case_id)
+    started = time.perf_counter()
+    reference = measure_reference(volume)
+    reference_seconds = time.perf_counter() - started
+    label = read_volume(request.case.label, case_id=request.case.case_id)  # type: ignore[arg-type]
+    index = sample_natural(label, 2000, case_seed(settings.seed, request.case.case_id, "calibration"))
+    started = time.perf_counter()
+    sample_features(volume, reference, feature_names(), index, block=settings.features.block)
+    per_voxel = (time.perf_counter() - started) / index.size
+    per_case = reference_seconds + per_voxel * request.limit
+    cell = _seconds_per_cell(settings, resources)
+    samples = sum(min(r.limit, sum(r.case.counts or (0, 0))) for r in requests if r.role == "train")
+    candidates = settings.grid.meta_neurons * TILE
+    iterations = settings.grid.max_iter * max(settings.epochs.supervised_epochs, 1)
+    voxels = sum(int(np.prod(case.shape)) for case in cases.dataset.test)
+    features = misses * per_case / workers(settings)
+    fit = cell * samples * candidates * iterations * 1.2
+    overhead = TUNE_SECONDS if settings.resources.executor == "ray" else 0.0
+    segment = voxels * per_voxel / 2
+    return {
+        "features_seconds": features, "train_seconds": fit + overhead, "segment_seconds": segment,
+        "total_seconds": features + fit + overhead + segment,
+    }  # fmt: skip
+
+
+def _seconds_per_cell(settings: Settings, resources: Resources) -> float:
+    """Seconds per sample, lane and iteration of a full tile of random samples on this machine."""
+    from nx46vx.model.calibration import seconds_per_cell
+
+    return seconds_per_cell(
+        settings.grid.features_per_neuron, device=resources.device.name, threads=resources.engine_threads
+    )

@@ -1,0 +1,65 @@
+"""Stage five: mask thresholds from validation volumes, then one mask per test volume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nx46vx.data.cases import Case
+from nx46vx.data.volume_io import read_volume, write_volume
+from nx46vx.inference.calibrate import Calibration, calibrate_mask
+from nx46vx.inference.postprocess import MaskParameters, make_mask
+from nx46vx.inference.predict import probability_volume
+from nx46vx.logs import say
+from nx46vx.model.ensemble import Ensemble
+from nx46vx.pipeline.dataset import Cases
+from nx46vx.pipeline.session import Session
+from nx46vx.runtime.heartbeat import heartbeat
+from nx46vx.runtime.sink import trace_array
+
+
+def segment(session: Session, cases: Cases, ensemble: Ensemble) -> dict[str, Any]:
+    """Write ``masks/ID.tif`` for every test case; returns the parameters and the foreground share of each."""
+    with heartbeat(session.log, "calibrate"):
+        calibration = _calibrate(session, cases, ensemble)
+    parameters = calibration.parameters
+    session.log.emit("MASK_PARAMETERS", **vars(parameters), validation_f_half=calibration.f_half)
+    say(f"masks: strong {parameters.strong_th}, weak {parameters.weak_th}, validation F0.5 {calibration.f_half:.3f}")
+    foreground = {}
+    with heartbeat(session.log, "segment"):
+        for number, case in enumerate(cases.dataset.test, start=1):
+            session.stop.check()
+            probability = _probability(session, case, ensemble)
+            trace_array(session.log, "probability", probability, case_id=case.case_id)
+            mask = make_mask(probability, parameters)
+            trace_array(session.log, "mask", mask, case_id=case.case_id)
+            write_volume(session.paths.mask(case.case_id), mask, compression=None)
+            foreground[case.case_id] = float(np.count_nonzero(mask) / mask.size)
+            session.log.emit(
+                "PROGRESS_UPDATE", stage="segment", file=case.case_id, index=number, total=len(cases.dataset.test)
+            )
+            say(f"masks: {number} of {len(cases.dataset.test)}: {case.case_id}, {100 * foreground[case.case_id]:.2f} %")
+    return {"parameters": vars(parameters), "validation_f_half": calibration.f_half, "foreground": foreground}
+
+
+def _calibrate(session: Session, cases: Cases, ensemble: Ensemble) -> Calibration:
+    mask = session.settings.mask
+    strong = None if mask.strong_th == "auto" else mask.strong_th
+    weak = None if mask.weak_th == "auto" else mask.weak_th
+    volumes = []
+    for case in cases.of("validation")[: mask.calibration_volumes]:
+        session.stop.check()
+        assert case.label is not None
+        label = np.asarray(read_volume(case.label, case_id=case.case_id))
+        volumes.append((_probability(session, case, ensemble), label))
+
+    def make(strong_th: float, weak_th: float) -> MaskParameters:
+        return MaskParameters(strong_th, weak_th, mask.z_radius, mask.xy_radius, mask.dust_min_size)
+
+    return calibrate_mask(volumes, strong=strong, weak=weak, make=make)
+
+
+def _probability(session: Session, case: Case, ensemble: Ensemble) -> np.ndarray:
+    volume = read_volume(case.image, case_id=case.case_id)
+    return probability_volume(volume, ensemble, block=session.settings.features.block)

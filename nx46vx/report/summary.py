@@ -1,0 +1,67 @@
+"""The short report that a person reads first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def report_markdown(report: Mapping[str, Any]) -> str:
+    """``report.md`` from ``report.json``'s value."""
+    hold, val, masks, coverage = report["holdout"], report["validation"], report["masks"], report["coverage"]
+    best = report["best_candidate"]
+    ratio = hold["ensemble_f_half"] / hold["intensity_f_half"] if hold["intensity_f_half"] else float("inf")
+    lines = [
+        "# NX46-VX run" + (" (REDUCED)" if report["reduced"] else ""),
+        "",
+        f"{report['candidates']} candidates over {report['meta_neurons']} meta-neurons, "
+        f"{report['iterations_per_candidate']} iterations each; largest optimality gap "
+        f"{report['worst_optimality_gap']:.2e}.",
+        "",
+        "| | validation | hold-out |",
+        "|---|---|---|",
+        f"| voxel F0.5, ensemble | {val['ensemble_f_half']:.4f} | {hold['ensemble_f_half']:.4f} |",
+        f"| voxel F0.5, best intensity threshold | | {hold['intensity_f_half']:.4f} |",
+        f"| average precision, ensemble | {val['ensemble_average_precision']:.4f} | "
+        f"{hold['ensemble_average_precision']:.4f} |",
+        f"| average precision, best single member | {val['best_member_average_precision']:.4f} | "
+        f"{hold['best_member_average_precision']:.4f} |",
+        "",
+        f"On the hold-out cases the ensemble's F0.5 is {ratio:.2f} times that of the intensity threshold "
+        f"{hold['intensity_threshold']} tuned on the training cases.",
+        "",
+        f"Best candidate: `{best['candidate_id']}`, objective {best['objective']:.5f}.",
+        "",
+        "## Ensemble",
+        "",
+        "| member | weight |",
+        "|---|---|",
+        *(
+            f"| `{m['candidate_id']}` | {m['weight']:.4f}{'' if m['helps'] else ' (does not help)'} |"
+            for m in report["members"]
+        ),
+        "",
+        "## Data",
+        "",
+        f"{coverage['pair_count_discovered']} pairs found, {coverage['train_pair_coverage_pct_effective']:.1f} % used"
+        + (f": {coverage['coverage_gap_reason']}" if coverage["coverage_gap_reason"] else "")
+        + ".",
+        *(f"Skipped {case_id}: {reason}" for case_id, reason in report["skipped"]),
+        "",
+        "## Submission",
+        "",
+        f"`{report['submission']['file']}`, sha512 `{report['submission']['sha512'][:16]}...`; "
+        f"thresholds strong {masks['parameters']['strong_th']}, weak {masks['parameters']['weak_th']}.",
+        "",
+        "| volume | surface |",
+        "|---|---|",
+        *(f"| {case_id} | {100 * share:.2f} % |" for case_id, share in masks["foreground"].items()),
+        "",
+        "## Time",
+        "",
+        "| stage | seconds |",
+        "|---|---|",
+        *(f"| {stage} | {seconds:.1f} |" for stage, seconds in report["seconds"].items()),
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,7 @@
+"""The checkpoint store: the one record that a run is resumed from."""
+
+from nx46vx.runtime.checkpoint.manifest import SCHEMA_VERSION
+from nx46vx.runtime.checkpoint.rng import decode_state, encode_state
+from nx46vx.runtime.checkpoint.store import Checkpoint, CheckpointStore
+
+__all__ = ["SCHEMA_VERSION", "Checkpoint", "CheckpointStore", "decode_state", "encode_state"]

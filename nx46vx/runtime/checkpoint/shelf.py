@@ -1,0 +1,113 @@
+"""One owner's folder in one root: which checkpoints stand there, the fencing marks, moving in, moving out.
+
+Names: ``ckpt-<number>`` a committed checkpoint, ``.tmp-*`` one that is being written, ``.trash-*`` one that is being
+removed, ``fence-<epoch>`` the mark of a writer that has taken over.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nx46vx.errors import StoppedError
+from nx46vx.runtime.checkpoint.folder import write_checkpoint
+from nx46vx.runtime.files import Files, make_folder, remove_file, remove_folder
+
+_CHECKPOINT = re.compile(r"^ckpt-(\d{8})$")
+_FENCE = re.compile(r"^fence-(\d{8})$")
+_OWNER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._=+@-]{0,119}$")
+
+
+def valid_owner(name: str) -> bool:
+    """Whether a name can be an owner's: letters, digits and ``._=+@-``, at most 120, no leading dot."""
+    return _OWNER.match(name) is not None
+
+
+@dataclass(frozen=True)
+class Shelf:
+    files: Files
+    folder: Path
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"ckpt-{number:08d}"
+
+    def numbers(self) -> list[int]:
+        """Numbers of the checkpoints by name, ascending; nothing is said about their being valid."""
+        if not self.files.exists(self.folder):
+            return []
+        return sorted(int(match[1]) for name in self.files.listdir(self.folder) if (match := _CHECKPOINT.match(name)))
+
+    def fence(self) -> int:
+        """The highest fencing epoch that has taken over here; 0 if none has."""
+        if not self.files.exists(self.folder):
+            return 0
+        return max((int(match[1]) for name in self.files.listdir(self.folder) if (match := _FENCE.match(name))), default=0)
+
+    def check_fence(self, fence: int) -> None:
+        """Raise ``StoppedError`` if a writer with a higher epoch has taken over."""
+        newest = self.fence()
+        if newest > fence:
+            raise StoppedError(
+                "another process writes these checkpoints now", where=self.folder,
+                found=f"fencing epoch {newest}, this one has {fence}",
+            )  # fmt: skip
+
+    def claim(self, fence: int) -> None:
+        """Take over: leave a durable mark of this epoch.
+
+        Raises:
+            StoppedError: a writer with a higher epoch has done so.
+        """
+        make_folder(self.files, self.folder)
+        self.check_fence(fence)
+        mark = self.folder / f"fence-{fence:08d}"
+        if not self.files.exists(mark):
+            self.files.close(self.files.create(mark))
+        self.files.fsync_folder(self.folder)
+        for name in self.files.listdir(self.folder):
+            if (match := _FENCE.match(name)) and int(match[1]) < fence:
+                remove_file(self.files, self.folder / name)
+
+    def tidy(self) -> None:
+        """Clear away what dead writers left half done; make the folder if it is not there."""
+        make_folder(self.files, self.folder)
+        for name in self.files.listdir(self.folder):
+            if name.startswith((".tmp-", ".trash-")):
+                self._discard(self.folder / name)
+
+    def put(self, number: int, manifest: bytes, payload: bytes, guard: Callable[[], None]) -> Path:
+        """Commit a checkpoint; durable when this returns. ``guard`` is asked right before it gets its name.
+
+        Raises:
+            StoppedError: another writer holds this number, or ``guard`` says so.
+            OSError: the file system refuses; nothing half done has a checkpoint's name.
+        """
+        temporary = self.folder / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        try:
+            write_checkpoint(self.files, temporary, manifest, payload)
+            guard()
+            if self.files.exists(self.path(number)):
+                raise StoppedError("another process writes these checkpoints now", where=self.path(number))
+            self.files.rename(temporary, self.path(number))
+        except (OSError, StoppedError):
+            self._discard(temporary)
+            raise
+        self.files.fsync_folder(self.folder)
+        return self.path(number)
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Remove checkpoints: first the name, so that none is ever seen half removed."""
+        for number in numbers:
+            trash = self.folder / f".trash-{number:08d}-{uuid.uuid4().hex[:12]}"
+            self.files.rename(self.path(number), trash)
+            remove_folder(self.files, trash)
+
+    def _discard(self, path: Path) -> None:
+        try:
+            remove_folder(self.files, path)
+        except OSError:  # another error is on its way, or it is gone already; the next claim tries again
+            return

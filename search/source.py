@@ -1,0 +1,69 @@
+"""Which candidate runs next: the grid first, then what growth adds. Shared by every executor."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from nx46vx.model.candidates import Candidate
+from nx46vx.model.neuron import NeuronSpec
+
+Records = dict[str, dict[str, Any]]
+#: Given all records of finished candidates, the next meta-neuron and its candidates, or None to end.
+Grow = Callable[[Mapping[str, Mapping[str, Any]]], tuple[NeuronSpec, list[Candidate]] | None]
+
+
+class CandidateSource:
+    """Hands out candidates; asks ``grow`` whenever all that were handed out have come back.
+
+    The decision to grow thus depends only on results of complete rounds, never on the order of completion.
+    """
+
+    def __init__(self, pending: Iterable[Candidate], finished: Records, grow: Grow) -> None:
+        self._pending = deque(sorted(pending))
+        self._live: set[Candidate] = set()
+        self._grow = grow
+        self._ended = False
+        self.records: Records = dict(finished)
+        self.on_grown: Callable[[NeuronSpec, list[Candidate]], None] = lambda spec, candidates: None
+
+    @property
+    def waiting(self) -> tuple[Candidate, ...]:
+        """Candidates that were not handed out yet."""
+        return tuple(self._pending)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left, now or ever."""
+        return self._ended
+
+    def next_round(self) -> bool:
+        """Whether anything is left to hand out; asks for growth when a round is complete."""
+        if not self._pending and not self._live and not self._ended:
+            grown = self._grow(self.records)
+            if grown is None:
+                self._ended = True
+            else:
+                spec, candidates = grown
+                self.on_grown(spec, candidates)
+                self._pending.extend(sorted(candidates))
+        return bool(self._pending)
+
+    def next(self) -> Candidate | None:
+        """The next candidate; None when there is none now: ``ended`` tells whether for good."""
+        if not self.next_round():
+            return None
+        candidate = self._pending.popleft()
+        self._live.add(candidate)
+        return candidate
+
+    def finish(self, candidate: Candidate, record: Mapping[str, Any]) -> None:
+        """A candidate came back, complete."""
+        self._live.discard(candidate)
+        self.records[candidate.candidate_id] = dict(record)
+
+    def give_up(self, candidate: Candidate) -> None:
+        """A candidate came back incomplete (stopped or failed): no further round is started."""
+        self._live.discard(candidate)
+        self._ended = True

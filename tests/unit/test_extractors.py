@@ -1,0 +1,233 @@
+"""The feature pool equals SciPy filter by filter, is the same by blocks, and turns with the volume."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.ndimage as ndi
+
+from nx46vx.errors import UsageError
+from nx46vx.features.blocks import iter_blocks, sample_features
+from nx46vx.features.extractors import compute_pool, gradient_magnitude, standardise
+from nx46vx.features.pool import FEATURES, HALO, NORMAL_SCALE, PLANARITY_EPSILON, feature_names
+from nx46vx.features.reference import VolumeReference, measure_reference
+from nx46vx.features.symmetric_eig import COMPONENTS, eigenvalues, principal_eigenvector
+
+NAMES = feature_names()
+
+
+def sheets(shape: tuple[int, int, int], *, axis: tuple[float, float] = (-120.0, -40.0), seed: int = 0) -> np.ndarray:
+    """Sheets wound around an axis along z at (y, x) = ``axis``; their inner face is sharp, their outer one soft."""
+    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")
+    r = np.hypot(y - axis[0], x - axis[1]) + 1.5 * np.sin(z / 9 + y / 14)
+    t = np.mod(r, 22) - 11
+    sheet = 1 / (1 + np.exp(-(t + 5) / 0.4)) / (1 + np.exp((t - 5) / 1.8))
+    noise = ndi.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 0.8)
+    return np.clip(60 + 90 * sheet + 20 * noise, 1, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def volume() -> np.ndarray:
+    return sheets((44, 50, 47))
+
+
+@pytest.fixture(scope="module")
+def reference(volume: np.ndarray) -> VolumeReference:
+    return measure_reference(volume)
+
+
+@pytest.fixture(scope="module")
+def pool(volume: np.ndarray, reference: VolumeReference) -> np.ndarray:
+    return compute_pool(standardise(volume, reference), reference, NAMES)
+
+
+def scipy_feature(name: str, v: np.ndarray, reference: VolumeReference) -> tuple[np.ndarray, np.ndarray]:
+    """One feature computed alone in float64 with SciPy and LAPACK, and where it is well defined."""
+    family, scale = name.rsplit("_s", 1)
+    s = int(scale)
+
+    def smooth(a: np.ndarray, sigma: int) -> np.ndarray:
+        return ndi.gaussian_filter(a.astype(np.float64), sigma, mode="reflect", truncate=3.0)
+
+    def gradient(a: np.ndarray) -> list[np.ndarray]:
+        return [ndi.correlate1d(a, [-0.5, 0, 0.5], axis=k, mode="reflect") for k in range(3)]
+
+    def tensor(rho: int) -> tuple[np.ndarray, np.ndarray]:
+        g = gradient(smooth(v, 1))
+        j = np.stack([np.stack([smooth(g[a] * g[b], rho) for b in range(3)], -1) for a in range(3)], -1)
+        return np.linalg.eigh(j)
+
+    everywhere = np.ones(v.shape, bool)
+    if family == "gauss":
+        return smooth(v, s), everywhere
+    if family == "gradmag":
+        return np.sqrt(sum(g * g for g in gradient(smooth(v, s)))), everywhere
+    if family == "log":
+        kernel = {1: [1, -2, 1]}.get(s, [0.25, 0, -0.5, 0, 0.25])
+        return s * s * sum(ndi.correlate1d(smooth(v, s), kernel, axis=k, mode="reflect") for k in range(3)), everywhere
+    if family == "planarity":
+        l3, l2, l1 = np.moveaxis(tensor(s)[0], -1, 0)
+        return (l1 - l2) / (l1 + l2 + l3 + PLANARITY_EPSILON), everywhere
+    values, vectors = tensor(NORMAL_SCALE)
+    n = np.moveaxis(vectors[..., -1], -1, 0)
+    cosine = np.tensordot(np.array(reference.direction), n, 1)
+    along = sum(g * part for g, part in zip(gradient(smooth(v, s)), n * np.sign(cosine), strict=True))
+    sign = {"signed_axis": 1, "signed_skew": reference.sign_skew, "signed_curv": reference.sign_curvature}[family]
+    clear = (values[..., 2] - values[..., 1] > 0.05 * values[..., 2]) & (np.abs(cosine) > 1e-3)
+    return sign * along, clear
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_feature_equals_scipy_filter_by_filter(
+    name: str, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
+) -> None:
+    expected, clear = scipy_feature(name, standardise(volume, reference), reference)
+    found = pool[NAMES.index(name)]
+    assert clear.mean() > 0.9
+    assert np.abs(found - expected)[clear].max() <= 1e-5 * expected.std()
+
+
+def test_features_asked_for_alone_are_those_of_the_whole_pool(
+    volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
+) -> None:
+    names = ("signed_curv_s2", "gauss_s4")
+    some = compute_pool(standardise(volume, reference), reference, names)
+    assert np.array_equal(some, pool[[NAMES.index(name) for name in names]])
+
+
+def test_a_feature_that_is_not_in_the_pool_is_refused(volume: np.ndarray, reference: VolumeReference) -> None:
+    with pytest.raises(UsageError, match="entropy_s3"):
+        compute_pool(standardise(volume, reference), reference, ["gauss_s1", "entropy_s3"])
+
+
+@pytest.mark.parametrize("block", [HALO + 3, 32])
+def test_blocks_have_the_bits_of_the_whole_volume(
+    block: int, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
+) -> None:
+    features, gradients = np.full_like(pool, np.nan), np.full_like(pool, np.nan)
+    for window, x, g in iter_blocks(volume, reference, NAMES, block=block):
+        assert np.isnan(features[(0, *window)]).all(), "blocks overlap"
+        features[(slice(None), *window)], gradients[(slice(None), *window)] = x, g
+    assert np.array_equal(features, pool)
+    assert np.array_equal(gradients, np.stack([gradient_magnitude(feature) for feature in pool]))
+
+
+@pytest.mark.parametrize("count", [60, 90_000], ids=["few", "nearly all"])
+def test_single_voxels_have_the_bits_of_the_whole_volume(
+    count: int, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
+) -> None:
+    index = np.random.default_rng(1).choice(volume.size, count, replace=False)
+    index[:3] = 0, volume.size - 1, volume.shape[2] - 1  # corners of the volume
+    found = sample_features(volume, reference, NAMES, index, block=29)
+    expected = np.concatenate([pool, np.stack([gradient_magnitude(feature) for feature in pool])])
+    assert np.array_equal(found, expected.reshape(len(expected), -1)[:, index])
+
+
+def test_blocks_without_samples_are_skipped(volume: np.ndarray, reference: VolumeReference) -> None:
+    where = np.zeros(volume.shape, bool)
+    where[40, 3, 3] = True
+    for wanted in (where, np.flatnonzero(where)):
+        blocks = list(iter_blocks(volume, reference, ["gauss_s1"], block=32, gradients=False, where=wanted))
+        assert [window for window, _, _ in blocks] == [(slice(32, 44), slice(0, 32), slice(0, 32))]
+        assert blocks[0][1].shape == (1, 12, 32, 32) and blocks[0][2].shape == (0, 12, 32, 32)
+
+
+def test_gradient_magnitude_is_that_of_central_differences() -> None:
+    z, y, x = np.meshgrid(*(np.arange(9, dtype=np.float32),) * 3, indexing="ij")
+    inner = (slice(1, -1),) * 3
+    assert np.allclose(gradient_magnitude(2 * z - 3 * y + 6 * x)[inner], 7)
+
+
+@pytest.mark.parametrize("plane", [(0, 1), (1, 2), (0, 2)])
+@pytest.mark.parametrize("name", ["signed_skew_s2", "signed_curv_s1", "planarity_s4", "log_s2"])
+def test_features_turn_with_the_volume(plane: tuple[int, int], name: str) -> None:
+    volume = sheets((40, 44, 48), axis=(-60.0, 10.0))
+    plain, turned = measure_reference(volume), measure_reference(np.rot90(volume, 1, plane).copy())
+    expected = compute_pool(standardise(volume, plain), plain, [name])[0]
+    found = compute_pool(standardise(np.rot90(volume, 1, plane).copy(), turned), turned, [name])[0]
+    difference = np.abs(np.rot90(found, -1, plane) - expected)
+    assert (difference <= 1e-3 * expected.std()).mean() > 0.995  # but where n is perpendicular to the direction
+
+
+@pytest.mark.parametrize("axis", [(-120.0, -40.0), (190.0, 20.0), (30.0, -150.0)])
+def test_the_sharper_face_is_found_wherever_the_centre_lies(axis: tuple[float, float]) -> None:
+    """The inner face is the sharper one: along the outward normal, its derivative is the steep rise."""
+    volume = sheets((40, 48, 48), axis=axis, seed=3)
+    reference = measure_reference(volume)
+    outward = np.array([0, 24 - axis[0], 24 - axis[1]]) / np.hypot(24 - axis[0], 24 - axis[1])
+    towards = np.dot(reference.direction, outward)
+    assert abs(towards) > 0.9
+    assert reference.sign_skew == np.sign(towards)
+
+
+@pytest.mark.parametrize("axis", [(-120.0, -40.0), (190.0, 20.0), (30.0, -150.0)])
+def test_the_centre_of_curvature_is_found_wherever_it_lies(axis: tuple[float, float]) -> None:
+    volume = sheets((48, 96, 96), axis=axis, seed=3)
+    reference = measure_reference(volume)
+    outward = np.array([0, 48 - axis[0], 48 - axis[1]])
+    assert reference.sign_curvature == np.sign(np.dot(reference.direction, outward))
+
+
+def test_large_volumes_are_measured_through_windows() -> None:
+    volume = sheets((20, 230, 230), axis=(-200.0, -90.0))
+    windows = measure_reference(volume)
+    assert np.dot(windows.direction, (0, 315, 205)) > 0.97 * np.hypot(315, 205)
+    assert (windows.sign_skew, windows.sign_curvature) == (1, 1)
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_constant_volumes_give_finite_features(value: int) -> None:
+    volume = np.full((9, 8, 7), value, np.uint8)
+    reference = measure_reference(volume)
+    assert (reference.median, reference.scale) == (float(value), 1.0)
+    assert not compute_pool(standardise(volume, reference), reference, NAMES).any()
+
+
+def test_reference_grey_values_ignore_zero_and_are_exact() -> None:
+    volume = np.zeros((10, 10, 11), np.uint8)
+    volume[..., 1:] = np.random.default_rng(0).integers(20, 220, (10, 10, 10))
+    q10, q50, q90 = np.quantile(volume[volume > 0], (0.1, 0.5, 0.9), method="inverted_cdf")
+    reference = measure_reference(volume)
+    assert reference.median == q50 and reference.scale == pytest.approx((q90 - q10) / 2.5631031310892007)
+
+
+def test_measuring_twice_gives_equal_references(volume: np.ndarray, reference: VolumeReference) -> None:
+    assert measure_reference(volume.copy()) == reference
+    assert dataclasses.astuple(reference)[2] == reference.direction
+
+
+def matrices(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Symmetric matrices with the given eigenvalues ``(n, 3)``, randomly turned."""
+    q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values), 3, 3)))
+    return np.einsum("nij,nj,nkj->nik", q, values, q)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-8, 1.0, 1e12])
+def test_eigenvalues_and_vectors_equal_lapack(size: float) -> None:
+    values = np.random.default_rng(0).standard_normal((500, 3)) * size
+    a = matrices(values)
+    parts = tuple(a[:, i, j].copy() for i, j in COMPONENTS)
+    eigen = eigenvalues(parts)
+    assert np.allclose(np.stack(eigen[:3], 1), np.linalg.eigvalsh(a)[:, ::-1], rtol=0, atol=1e-7 * size)
+    vector = np.stack(principal_eigenvector(parts, eigen), 1)
+    gap = np.diff(np.sort(values, axis=1))[:, 1] > 1e-2 * size
+    expected = np.linalg.eigh(a)[1][:, :, 2]
+    assert np.allclose(np.abs(np.sum(vector * expected, 1))[gap], 1, atol=1e-10)
+
+
+@pytest.mark.parametrize("values", [(0, 0, 0), (2, 2, 2), (3, 3, 1), (3, 1, 1), (0, 0, -4), (5, 0, 0)])
+def test_degenerate_matrices_give_a_unit_eigenvector_of_the_largest_eigenvalue(values: tuple[int, int, int]) -> None:
+    a = np.concatenate([matrices(np.tile(np.array(values, float), (50, 1))), [np.diag(values)]])
+    parts = tuple(a[:, i, j].copy() for i, j in COMPONENTS)
+    eigen = eigenvalues(parts)
+    vector = np.stack(principal_eigenvector(parts, eigen), 1)
+    assert np.allclose(np.stack(eigen[:3], 1), values, atol=1e-6)
+    assert np.allclose(np.linalg.norm(vector, axis=1), 1)
+    assert np.allclose(np.einsum("nij,nj->ni", a, vector), max(values) * vector, atol=1e-6)
+
+
+def test_the_pool_is_documented_and_its_names_are_unique() -> None:
+    assert len(set(NAMES)) == len(NAMES) == len(FEATURES) <= 24
+    assert all(spec.description and spec.name == f"{spec.family}_s{spec.scale}" for spec in FEATURES)

@@ -1,0 +1,72 @@
+"""A candidate's task as a Ray Tune ``Trainable``: a thin adapter, reused for one candidate after another."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from nx46vx.model.blocks import BlockResult, LaneRequest
+from nx46vx.model.candidates import Candidate
+from trainables.task import CandidateTask, TaskFactory
+
+#: How often a trial reports to Tune. Its own checkpoints and events are written at every block, whatever this is.
+REPORT_SECONDS = 1.0
+
+
+class RemoteEngine:
+    """The engine in its actor, as a trial sees it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def advance(self, request: LaneRequest) -> list[BlockResult]:
+        return ray.get(self._actor.advance.remote(request))
+
+
+class CandidateTrial(tune.Trainable):
+    """One trial, one candidate. ``config`` is ``{"meta_neuron", "l1", "l2"}``."""
+
+    def setup(self, config: dict[str, Any], *, factory: TaskFactory, engines: dict[str, Any]) -> None:
+        self._factory = factory
+        self._engines = engines
+        self._stack = ExitStack()
+        self._open(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._stack.close()
+        self._open(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        until = time.monotonic() + REPORT_SECONDS
+        while not self._task.done:
+            self._task.advance(self._engine)
+            if time.monotonic() >= until:
+                break
+        return {**self._task.record, "done": self._task.done}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Ray gets a copy of ours; it is never read back."""
+        if self._task.checkpoint is not None:
+            shutil.copytree(self._task.checkpoint.path, Path(checkpoint_dir), dirs_exist_ok=True)
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: the task found its own checkpoint, the newest valid one, when it was opened."""
+
+    def cleanup(self) -> None:
+        self._stack.close()
+
+    def _open(self, config: dict[str, Any]) -> None:
+        candidate = Candidate(int(config["meta_neuron"]), float(config["l1"]), float(config["l2"]))
+        self._task: CandidateTask = self._stack.enter_context(self._factory.open(candidate))
+        gpus = [str(gpu) for gpu in ray.get_gpu_ids()]
+        self._engine = RemoteEngine(next((self._engines[gpu] for gpu in gpus if gpu in self._engines), self._any()))
+
+    def _any(self) -> Any:
+        return next(iter(self._engines.values()))
