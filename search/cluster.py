@@ -28,21 +28,26 @@ _ENVIRONMENT = {
 }
 
 
+def prepare_environment(address: str | None) -> None:
+    """Set what Ray reads when it is imported: has to run before the first ``import ray`` of the process.
+
+    A local Ray gets a token of its own, which lives in this process and its children only; for a cluster the user's
+    own token counts (``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``).
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if address is None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 @contextlib.contextmanager
 def ray_session(address: str | None, gpus: int) -> Iterator[None]:
     """Ray for the time of a search: a local one of its own, or a running cluster's at ``address``."""
-    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, "RAY_AUTH_TOKEN_PATH")}
+    import ray
+
     home = Path(tempfile.mkdtemp(prefix="nx", dir=_short_tmp()))
     umask = os.umask(0o077)
     try:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        if address is None and "RAY_AUTH_TOKEN" not in os.environ:
-            token = home / "token"
-            token.write_text(secrets.token_hex(32))
-            os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-        import ray
-
         if address is not None:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="nx46vx")
         else:
@@ -55,16 +60,8 @@ def ray_session(address: str | None, gpus: int) -> Iterator[None]:
         yield
     finally:
         os.umask(umask)
-        with contextlib.suppress(ImportError):
-            import ray
-
-            ray.shutdown()
+        ray.shutdown()
         shutil.rmtree(home, ignore_errors=True)
-        for name, old in before.items():
-            if old is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = old
 
 
 def _short_tmp() -> str:

@@ -33,7 +33,14 @@ from trainables.tune_adapter import CandidateTrial
 RETRIES = 3
 
 
-class SourceSearcher(Searcher):
+class _NotSaved:
+    """Tune pickles what it is given into its own files; nothing of ours belongs there, nothing is read back."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class SourceSearcher(_NotSaved, Searcher):
     """Hands the source's candidates to Tune, and the results back."""
 
     def __init__(self, source: CandidateSource, job: SearchJob) -> None:
@@ -71,7 +78,7 @@ class SourceSearcher(Searcher):
         """Nothing, likewise."""
 
 
-class _Stop(tune.Stopper):
+class _Stop(_NotSaved, tune.Stopper):
     """Ends all trials at their next result once the job is to stop."""
 
     def __init__(self, job: SearchJob) -> None:

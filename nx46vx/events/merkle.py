@@ -22,7 +22,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 def root_of(entries: Iterable[bytes]) -> bytes:
     """Root over entries (64 bytes)."""
-    return root_of_leaves([leaf_hash(entry) for entry in entries])
+    return root_of_leaves([_sha512(b"\x00" + entry).digest() for entry in entries])
 
 
 def root_of_leaves(leaves: Sequence[bytes]) -> bytes:

@@ -83,8 +83,8 @@ def sample_features(
     member = _block_of((z, y, x), volume.shape, block)
     order = np.argsort(member, kind="stable")
     bounds = np.searchsorted(member[order], np.arange(_block_count(volume.shape, block) + 1))
-    for place, window in enumerate(block_windows(volume.shape, block)):
-        here = order[bounds[place] : bounds[place + 1]]
+    for first, last in itertools.pairwise(bounds):
+        here = order[first:last]
         if len(here) == 0:
             continue
         points = (z[here], y[here], x[here])

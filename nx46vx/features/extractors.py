@@ -26,6 +26,7 @@ class Evaluator:
         self._gradients: dict[int, tuple[Any, Any, Any]] = {}
         self._eigen: dict[int, tuple[tuple[Any, ...], Eigenvalues]] = {}
         self._along: dict[int, Any] = {}
+        self._displaced: dict[tuple[int, int], Any] = {}
         self._normal: tuple[Any, Any, Any] | None = None
 
     def gauss(self, sigma: int) -> Any:
@@ -85,6 +86,22 @@ class Evaluator:
             self._along[sigma] = gz * nz + gy * ny + gx * nx
         return self._along[sigma]
 
+    def displaced(self, sigma: int, distance: int) -> Any:
+        """G(sigma) at ``distance`` voxels along n."""
+        if (sigma, distance) not in self._displaced:
+            z, y, x = (np.float32(distance) * part for part in self.normal())
+            self._displaced[sigma, distance] = self._view.displaced(self._fields.gauss(sigma), (z, y, x))
+        return self._displaced[sigma, distance]
+
+    def behind(self, sigma: int, sign: int) -> Any:
+        """Derivative of G(sigma) along m = sign n, taken two voxels back: at a voxel minus 2 m."""
+        return np.float32(0.5) * (self.displaced(sigma, -sign) - self.displaced(sigma, -3 * sign))
+
+    def ridge(self, sigma: int) -> Any:
+        """Second difference of G(sigma) along n at a distance of three voxels."""
+        both = self.displaced(sigma, 3) + self.displaced(sigma, -3)
+        return both - np.float32(2) * self.gauss(sigma)
+
 
 _FAMILIES: dict[str, Callable[[Evaluator, int, VolumeReference], Any]] = {
     "gauss": lambda at, scale, _: at.gauss(scale),
@@ -94,6 +111,9 @@ _FAMILIES: dict[str, Callable[[Evaluator, int, VolumeReference], Any]] = {
     "signed_axis": lambda at, scale, _: at.along_normal(scale),
     "signed_skew": lambda at, scale, reference: np.float32(reference.sign_skew) * at.along_normal(scale),
     "signed_curv": lambda at, scale, reference: np.float32(reference.sign_curvature) * at.along_normal(scale),
+    "face_skew": lambda at, scale, reference: at.behind(scale, reference.sign_skew),
+    "face_curv": lambda at, scale, reference: at.behind(scale, reference.sign_curvature),
+    "ridge": lambda at, scale, _: at.ridge(scale),
 }
 
 

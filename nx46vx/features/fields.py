@@ -6,12 +6,12 @@ the volume everything continues by reflection about the border (SciPy's ``reflec
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from nx46vx.features.array_namespace import namespace
 from nx46vx.features.symmetric_eig import COMPONENTS
 
-MODE = "reflect"
+MODE: Literal["reflect"] = "reflect"
 TRUNCATE = 3.0
 #: Scale (sigma, voxels) of the gradient whose outer products make the structure tensor.
 TENSOR_GRADIENT = 1

@@ -9,6 +9,8 @@ voxels. With n the sheet normal and d the volume's direction (see ``reference``)
   eigenvalues; planarity = (l1 - l2) / (l1 + l2 + l3 + 1e-6).
 - n is the eigenvector of l1 of J(NORMAL_SCALE), signed such that n.d > 0.
 - signed = n . grad G(s), times +1 (axis), the volume's ``sign_skew`` (skew) or its ``sign_curvature`` (curv).
+- face = the same derivative two voxels back, (G(p - m) - G(p - 3m)) / 2 with m = n times the rule's sign: voxels just
+  inside one face of a sheet see that face. ridge = G(p + 3n) + G(p - 3n) - 2 G(p). Both interpolate linearly.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from nx46vx.features.fields import TENSOR_GRADIENT, radius
 POOL_VERSION = 1
 NORMAL_SCALE = 4
 PLANARITY_EPSILON = 1e-6
-RULES = ("axis", "skew", "curv")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ FEATURES: tuple[FeatureSpec, ...] = (
     *_family("signed_axis", (1, 2, 4), "gradient along the normal at sigma {s}; side by the volume's main axis"),
     *_family("signed_skew", (1, 2, 4), "gradient along the normal at sigma {s}; side by the sharper face"),
     *_family("signed_curv", (1, 2, 4), "gradient along the normal at sigma {s}; side by the sheets' curvature"),
+    *_family("face_skew", (1, 2), "gradient along the normal two voxels back, sigma {s}; side by the sharper face"),
+    *_family("face_curv", (1, 2), "gradient along the normal two voxels back, sigma {s}; side by the curvature"),
+    *_family("ridge", (2,), "second difference along the normal over three voxels, sigma {s}: sheets are negative"),
 )
 
 #: Voxels that have to be known around a block for its features and their gradients: the structure tensor's chain

@@ -60,7 +60,8 @@ def measure_reference(volume: np.ndarray) -> VolumeReference:
     sign_skew: sign of the third moment of the derivative along n (n.d > 0): the sharper face of the sheets.
     sign_curvature: sign of the divergence of n (n.d > 0): +1 where sheets bend around an axis that lies towards -d.
     Both are +1 where the volume does not tell. Sums are weighted by planarity and |n.d| (normals near perpendicular
-    to d, whose sign is uncertain, count little). The last three are measured in up to eight windows placed symmetrically, so memory does not grow with the volume.
+    to d, whose sign is uncertain, count little). The last three are measured in up to eight windows placed
+    symmetrically, so memory does not grow with the volume.
     """
     median, scale = _grey_values(volume)
     seen = [_measure_window(volume, window, median, scale) for window in _windows(volume.shape)]

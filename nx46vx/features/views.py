@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
+
 from nx46vx.features.array_namespace import namespace
 
 Window = tuple[slice, slice, slice]
@@ -19,6 +21,10 @@ class View(Protocol):
 
     def beside(self, field: Any, axis: int, step: int) -> Any:
         """A field's values ``step`` voxels further along an axis, reflected at the region's border."""
+        ...
+
+    def displaced(self, field: Any, offset: tuple[Any, Any, Any]) -> Any:
+        """A field's values at an offset in voxels (z, y, x: float32, one per voxel looked at), trilinear."""
         ...
 
 
@@ -43,6 +49,11 @@ class WindowView:
         places = _reflected(xp, xp.arange(start + step, stop + step), length)
         return xp.take(field[tuple(rest)], places, axis=axis)
 
+    def displaced(self, field: Any, offset: tuple[Any, Any, Any]) -> Any:
+        xp, _ = namespace(field)
+        z, y, x = (xp.arange(part.start, part.stop) for part in self.window)
+        return _interpolated(xp, field, (z[:, None, None], y[:, None], x), offset)
+
 
 class PointView:
     """Single voxels at integer positions ``z, y, x`` (one-dimensional arrays); answers are one-dimensional."""
@@ -62,9 +73,37 @@ class PointView:
         z, y, x = places
         return field.ravel()[(z * self._shape[1] + y) * self._shape[2] + x]
 
+    def displaced(self, field: Any, offset: tuple[Any, Any, Any]) -> Any:
+        return _interpolated(self._xp, field, self._position, offset)
+
 
 def _reflected(xp: Any, places: Any, length: int) -> Any:
     """Positions outside an axis mirrored about its borders (d c b a | a b c d | d c b a)."""
     places = xp.where(places < 0, -1 - places, places)
     places = xp.where(places >= length, 2 * length - 1 - places, places)
     return xp.clip(places, 0, length - 1)
+
+
+def _interpolated(xp: Any, field: Any, position: tuple[Any, Any, Any], offset: tuple[Any, Any, Any]) -> Any:
+    """Trilinear interpolation at integer positions plus offsets; weights come from the offsets alone, so the result
+    does not depend on where the region starts."""
+    strides = (field.shape[1] * field.shape[2], field.shape[2], 1)
+    near, far, weights = [], [], []
+    for axis in range(3):
+        whole = xp.floor(offset[axis])
+        weights.append(offset[axis] - whole)
+        places = position[axis] + whole.astype(np.int64)
+        near.append(_reflected(xp, places, field.shape[axis]) * strides[axis])
+        far.append(_reflected(xp, places + 1, field.shape[axis]) * strides[axis])
+    flat = field.ravel()
+
+    def along_x(zy: Any) -> Any:
+        low, high = flat[zy + near[2]], flat[zy + far[2]]
+        return low + (high - low) * weights[2]
+
+    def along_yx(z: Any) -> Any:
+        low, high = along_x(z + near[1]), along_x(z + far[1])
+        return low + (high - low) * weights[1]
+
+    low, high = along_yx(near[0]), along_yx(far[0])
+    return low + (high - low) * weights[0]

@@ -57,6 +57,9 @@ def make_executor(settings: Settings) -> Executor:
         from search.inline import InlineExecutor
 
         return InlineExecutor()
+    from search.cluster import prepare_environment
+
+    prepare_environment(settings.resources.ray_address)
     from search.tune_runner import TuneExecutor
 
     return TuneExecutor(settings.resources.ray_address)

@@ -103,7 +103,8 @@ def test_a_killed_builder_leaves_neither_an_entry_nor_a_lock(
         cache.build([request_], executor=executor)
     cache.verify(request_.key)
     assert os.listdir(folder) == [request_.key], "the next builder cleans up"
-    assert sink.named("CACHE_MISS") and not sink.named("CACHE_ENTRY_REBUILT")
+    assert sink.named("CACHE_MISS")
+    assert not sink.named("CACHE_ENTRY_REBUILT")
 
 
 READER = """
@@ -129,7 +130,8 @@ def total_pss(entry: str, count: int) -> int:
     ]
     try:
         for reader in readers:
-            assert reader.stdout is not None and reader.stdout.readline() == b"ready\n"
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == b"ready\n"
         return sum(psutil.Process(reader.pid).memory_full_info().pss for reader in readers)
     finally:
         for reader in readers:

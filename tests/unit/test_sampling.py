@@ -15,7 +15,8 @@ limits = st.integers(0, 900)
 
 
 def assert_sorted_and_distinct(index: np.ndarray) -> None:
-    assert index.dtype == np.int64 and (np.diff(index) > 0).all()
+    assert index.dtype == np.int64
+    assert (np.diff(index) > 0).all()
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,145 @@
+"""Whatever the operation at which the machine stops: nothing acknowledged is lost, and the result is the same."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+from simfs import Crash, SimFiles
+from workload import CHECKPOINTS, EVENTS, OWNER, Acknowledged, problems_of, store_on, work
+
+from nx46vx.errors import EnvironmentFault
+from nx46vx.events.reader import iter_events
+
+POWER_LOSSES = ("lost", "data", "names", "holes")
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[tuple[bytes, list[float]], int]:
+    files = SimFiles()
+    result = work(files, 1, Acknowledged())
+    assert problems_of(files, 1) == []
+    return result, files.count
+
+
+def crashed(**how) -> tuple[SimFiles, Acknowledged]:
+    """The workload, stopped as told (or run to its end)."""
+    files, told = SimFiles(**how), Acknowledged()
+    try:
+        work(files, 1, told)
+    except Crash:
+        pass
+    return files, told
+
+
+def check_survival(files: SimFiles, told: Acknowledged, expected, note: str) -> None:
+    """Everything acknowledged is there, what is there is sound, and the run goes on to the same end."""
+    store = store_on(files, 2)
+    found = store.latest(OWNER)
+    assert (found.number if found else 0) >= told.checkpoint, f"{note}: an acknowledged checkpoint is gone"
+    lines = sum(1 for _ in iter_events(EVENTS, writer=OWNER, files=files)) if files.exists(EVENTS) else 0
+    assert lines >= told.lines, f"{note}: acknowledged events are gone"
+    for problem in problems_of(files, 2):
+        assert "torn line" in problem.what, f"{note}: {problem}"
+    assert work(files, 2, told) == expected, f"{note}: another result"
+    assert problems_of(files, 2) == [], note
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["plain", "torn"])
+@pytest.mark.parametrize("model", ["kill", *POWER_LOSSES])
+def test_a_stop_at_any_operation_loses_nothing_acknowledged(whole, model, torn):
+    expected, operations = whole
+    assert operations > 100
+    for k in range(operations):
+        files, told = crashed(crash_at=k, torn=torn)
+        check_survival(SimFiles(files.after(model)), told, expected, f"stopped at {files.log[k]} ({k})")
+
+
+@pytest.mark.parametrize("model", ["kill", *POWER_LOSSES])
+def test_a_second_stop_while_recovering_loses_nothing(whole, model):
+    expected, operations = whole
+    rng = np.random.default_rng(7)
+    for k in rng.choice(operations, 12, replace=False):
+        first, told = crashed(crash_at=int(k), torn=True)
+        tree = first.after(model)
+        second_k, stopped = 0, True
+        while stopped:  # every operation of the recovery, in steps
+            told_again = Acknowledged(told.checkpoint, told.lines)
+            files = SimFiles(SimFiles(tree).after("kill"), crash_at=second_k)
+            try:
+                work(files, 2, told_again)
+                stopped = False
+            except Crash:
+                note = f"stopped at {k}, then at {files.log[second_k]} ({second_k})"
+                check_survival(SimFiles(files.after(model)), told_again, expected, note)
+            second_k += 5
+
+
+@pytest.mark.parametrize(
+    "lies", [{"fsync", "fdatasync"}, {"fsync_folder"}, {"fsync", "fdatasync", "fsync_folder"}],
+    ids=["no file sync", "no folder sync", "neither"],
+)  # fmt: skip
+def test_a_store_that_skips_its_syncs_is_caught(whole, lies):
+    expected, operations = whole
+    caught = 0
+    for k in range(0, operations + 1, 3):
+        files, told = crashed(crash_at=k, lies=frozenset(lies))
+        for model in POWER_LOSSES:
+            try:
+                check_survival(SimFiles(files.after(model)), told, expected, "mutant")
+            except (AssertionError, Exception):
+                caught += 1
+    assert caught > 0
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["at once", "after a short write"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=["full", "read-only", "bad device"])
+def test_an_operation_that_fails_is_named_and_leaves_the_last_checkpoint(whole, error, torn):
+    expected, operations = whole
+    for k in range(operations):
+        files, told = SimFiles(fail_at=k, error=error, torn=torn), Acknowledged()
+        note = f"operation {k} failed"
+        try:
+            assert work(files, 1, told) == expected, note
+        except EnvironmentFault as fault:
+            assert fault.where and fault.found, note
+        assert not files.synced_after_failure, f"{note}: a failed sync was tried again"
+        for model in ("kill", "lost"):
+            check_survival(SimFiles(files.after(model)), told, expected, f"{note} ({files.log[k]}), then {model}")
+
+
+def test_work_goes_on_in_the_same_process_after_the_disk_was_full_for_a_moment():
+    """An event or a commit that failed leaves the log and the store fit for the next one."""
+    files = SimFiles()
+    work(files, 1, Acknowledged())
+    for k in range(200):
+        files = SimFiles(fail_at=k, torn=True)
+        from nx46vx.events.writer import EventLog
+
+        try:
+            log = EventLog(EVENTS, "w", run_id="r", files=files, background_sync_s=None)
+            store = store_on(files, 0, mirror=False)
+        except EnvironmentFault:
+            continue
+        sent = []
+        for number in range(3):
+            cursor = dict.fromkeys(("epoch", "candidate_index", "candidate_total", "iter", "max_iter"), number)
+            for _ in range(3):
+                try:
+                    log.emit("x", number=number)
+                    sent.append(number)
+                    store.commit(OWNER, cursor=cursor, model_state={}, arrays={}, metrics={}, data_cursor={}, sink=log)
+                    break
+                except EnvironmentFault:
+                    continue
+        if files.log[k].startswith("fdatasync"):
+            continue  # a log whose sync failed is never trusted again
+        log.close()
+        assert problems_of(files, 0) == []
+        numbers = [event["number"] for event in iter_events(EVENTS, event="x", files=files)]
+        assert set(numbers) == {0, 1, 2} and len(numbers) >= len(sent)
+        assert store.latest(OWNER).manifest["iter"] == 2
+        assert files.exists(CHECKPOINTS)
+        if files.count <= k:
+            break
