@@ -14,6 +14,7 @@ from nx46vx.runtime.sink import EventSink
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES = "train_images", "train_labels", "test_images"
 MIN_PAIRS = 3
+CLASSES = ("background", "surface", "ignored")
 NO_IMAGE, NO_LABEL = "label without image", "image without label"
 _SAVE_EVERY = 64
 _LAYOUT_FIX = f"give a folder with {TRAIN_IMAGES}/ID.tif, {TRAIN_LABELS}/ID.tif and {TEST_IMAGES}/ID.tif"
@@ -158,8 +159,8 @@ def _report(dataset: Dataset, data_dir: Path, sink: EventSink, absent_skips: lis
         "DATASET_DISCOVERY", data_dir=str(data_dir), pair_count=dataset.pair_count, usable_pairs=len(dataset.train),
         test_count=len(dataset.test), orphan_images=list(dataset.orphan_images),
         orphan_labels=list(dataset.orphan_labels), sizes=dict(sorted(shapes.items())),
-        class_voxels={"background": totals[0], "surface": totals[1], "ignored": totals[2]},
-        class_fractions={"background": totals[0] / voxels, "surface": totals[1] / voxels, "ignored": totals[2] / voxels},
+        class_voxels=dict(zip(CLASSES, totals, strict=True)),
+        class_fractions={name: total / voxels for name, total in zip(CLASSES, totals, strict=True)},
         prevalence=totals[1] / max(1, totals[0] + totals[1]), skipped=[list(item) for item in dataset.skipped],
         skip_cases_not_found=absent_skips, digest=dataset.digest,
     )  # fmt: skip

@@ -130,7 +130,8 @@ def _jobs(out: Path, settings: SyntheticSettings) -> list[_Job]:
             _Job(
                 image=out / (TRAIN_IMAGES if train else TEST_IMAGES) / name,
                 label=out / TRAIN_LABELS / name if train else None, size=settings.size,
-                scroll=settings.seed * 64 + number % settings.scrolls, seed=settings.seed * 100_003 + index, index=index,
+                scroll=settings.seed * 64 + number % settings.scrolls, seed=settings.seed * 100_003 + index,
+                index=index,
             )
         )  # fmt: skip
     return jobs

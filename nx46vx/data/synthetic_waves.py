@@ -11,7 +11,7 @@ Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def voxel_grid(shape: tuple[int, int, int], first: int = 0, last: int | None = None, stride: int = 1) -> Grid:
-    """Coordinates of the voxels of slices ``first`` to ``last`` (which may reach past the volume's ends), every ``stride``-th."""
+    """Coordinates of every ``stride``-th voxel of slices ``first`` to ``last``, which may reach past the ends."""
     y, x = (np.arange(edge, dtype=np.float64) - (edge - 1) / 2 for edge in shape[1:])
     slices = np.arange(first, shape[0] if last is None else last, dtype=np.float64) - (shape[0] - 1) / 2
     return slices[::stride], y[::stride], x[::stride]

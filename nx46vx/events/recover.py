@@ -8,7 +8,7 @@ from pathlib import Path
 from nx46vx.errors import IntegrityError, StoppedError
 from nx46vx.events import chain
 from nx46vx.events.packing import check_sealed, close_segment
-from nx46vx.events.segment import Position, Seal, SegmentPaths, foreign_names, list_segments, read_seal
+from nx46vx.events.segment import Position, Seal, SegmentPaths, foreign_names, is_leftover, list_segments, read_seal
 from nx46vx.runtime.files import Files, remove_file
 
 
@@ -34,7 +34,7 @@ def recover(files: Files, folder: Path, writer: str, fence: int) -> Recovery:
         OSError: the file system refuses.
     """
     for name in foreign_names(files, folder):
-        if name.startswith(".") and name.endswith(".tmp"):
+        if is_leftover(name):
             remove_file(files, folder / name)
     segments = list_segments(files, folder)
     if not segments:

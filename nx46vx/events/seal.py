@@ -18,7 +18,7 @@ import orjson
 from nx46vx.errors import IntegrityError, from_os_error
 from nx46vx.events.merkle import root_of
 from nx46vx.events.packing import close_segment
-from nx46vx.events.segment import Position, foreign_names, list_segments, list_writers, read_seal
+from nx46vx.events.segment import Position, foreign_names, is_leftover, list_segments, list_writers, read_seal
 from nx46vx.runtime.digest import canonical_json, digest_bytes
 from nx46vx.runtime.files import REAL_FILES, Files, replace_file
 
@@ -71,9 +71,12 @@ def seal_run(folder: Path, checkpoints: Mapping[str, str] | None = None, *, file
                 plain = files.exists(paths.plain)
                 end = (close_segment(files, paths, writer, end) if plain else read_seal(files, paths)).end
             for name in foreign_names(files, folder / writer):
-                if name.startswith(".") and name.endswith(".tmp"):
+                if is_leftover(name):
                     files.unlink(folder / writer / name)
+            files.fsync_folder(folder / writer)  # what was removed stays removed
             writers[writer] = (end.count, end.head)
+        for name in filter(is_leftover, files.listdir(folder)):
+            files.unlink(folder / name)
         listed = {path: digest_bytes(files.read(folder / path)) for path in event_files(files, folder)}
         seal = RunSeal(listed, dict(checkpoints or {}), writers)
         replace_file(files, folder / RUN_SEAL, seal.encoded())
@@ -98,14 +101,16 @@ def read_run_seal(files: Files, path: Path) -> RunSeal:
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise IntegrityError("the run's seal is damaged", where=path, found=str(error)[:200]) from error
     if not right:
-        raise IntegrityError("the run's seal is damaged", where=path, found="its root does not follow from what it lists")
+        raise IntegrityError(
+            "the run's seal is damaged", where=path, found="its root does not follow from what it lists"
+        )
     return seal
 
 
 def event_files(files: Files, folder: Path) -> list[str]:
     """Every file below ``events/`` but the current run seal, as paths relative to it, sorted."""
     writers = set(list_writers(files, folder))
-    top = [name for name in files.listdir(folder) if name not in writers and name != RUN_SEAL]
+    top = [name for name in files.listdir(folder) if name not in writers and name != RUN_SEAL and not is_leftover(name)]
     return sorted(top + [f"{writer}/{name}" for writer in writers for name in files.listdir(folder / writer)])
 
 

@@ -112,6 +112,11 @@ def foreign_names(files: Files, folder: Path) -> list[str]:
     return sorted(name for name in files.listdir(folder) if not _NAME.match(name))
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a name is that of a file whose replacement was interrupted."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 def read_seal(files: Files, paths: SegmentPaths) -> Seal:
     """Read a seal strictly.
 

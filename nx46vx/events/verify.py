@@ -17,6 +17,7 @@ from nx46vx.events.segment import (
     Position,
     SegmentPaths,
     foreign_names,
+    is_leftover,
     list_segments,
     list_writers,
 )
@@ -63,7 +64,9 @@ def verify_log(
             asked.setdefault(str(anchor["writer"]), []).append(anchor)
     writers = list_writers(files, folder)
     counts = [frozenset(int(anchor["count"]) for anchor in asked.get(name, ())) for name in writers]
-    walked = (executor.map if executor is not None else map)(_walk_writer, repeat(folder), writers, counts, repeat(files))
+    walked = (executor.map if executor is not None else map)(
+        _walk_writer, repeat(folder), writers, counts, repeat(files)
+    )
     chains = {one.writer: one for one in walked}
     problems = [problem for one in chains.values() for problem in one.problems]
     problems += [problem for name in asked for problem in _check_anchors(folder, name, asked[name], chains.get(name))]
@@ -72,9 +75,7 @@ def verify_log(
     return problems
 
 
-def verify_checkpoints_sealed(
-    folder: Path, digests: Mapping[str, str], *, files: Files = REAL_FILES
-) -> list[Problem]:
+def verify_checkpoints_sealed(folder: Path, digests: Mapping[str, str], *, files: Files = REAL_FILES) -> list[Problem]:
     """Compare checkpoint manifests (name -> SHA-512, from the store) with those that the run's seal lists, if any."""
     path = Path(folder) / RUN_SEAL
     if not files.exists(path):
@@ -99,7 +100,7 @@ def _walk_writer(folder: Path, writer: str, counts: frozenset[int], files: Files
     place = folder / writer
     try:
         for name in foreign_names(files, place):
-            if not (name.startswith(".") and name.endswith(".tmp")):  # an interrupted packing, cleared on resume
+            if not is_leftover(name):
                 found.problems.append(Problem(str(place / name), None, "no file of an event log"))
         for expected, paths in enumerate(list_segments(files, place)):
             if paths.number != expected:
@@ -150,10 +151,14 @@ def _check_anchors(
         path = str(anchor.get("path", folder / writer))
         count = int(anchor["count"])
         if found is None:
-            yield Problem(path, None, f"the event log of writer {writer} is missing; the checkpoint counted {count} lines")
+            yield Problem(
+                path, None, f"the event log of writer {writer} is missing; the checkpoint counted {count} lines"
+            )
         elif count not in found.heads:
             have = found.end.count
-            yield Problem(path, None, f"the end of writer {writer}'s log is missing: {have} lines, {count} were counted")
+            yield Problem(
+                path, None, f"the end of writer {writer}'s log is missing: {have} lines, {count} were counted"
+            )
         elif found.heads[count] != anchor["head"]:
             yield Problem(path, None, f"writer {writer}'s log is not the one that the checkpoint saw (line {count})")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,11 +153,12 @@ class SimFiles:
 
     # what is left after a crash
 
-    def after(self, model: str) -> Folder:
+    def after(self, model: str, seed: int = 0) -> Folder:
         """The tree that a new process finds. ``kill``: all that was written (only the process died). Power losses:
         ``lost``: only what was synced; ``data``: all bytes, but no unsynced name; ``names``: all names, but no unsynced
-        bytes; ``holes``: all names, and unsynced bytes read as zeros."""
-        return _survivor(self.root, model)
+        bytes; ``holes``: all names, and unsynced bytes read as zeros; ``mixed``: drawn anew for every folder and file,
+        a file may keep a part of its unsynced bytes."""
+        return _survivor(self.root, model, random.Random(seed))
 
     def _sync(self, name: str, handle: int) -> None:
         path, file = self._open[handle]
@@ -196,17 +198,21 @@ class SimFiles:
         return folder
 
 
-def _survivor(node: Folder, model: str) -> Folder:
-    names = node.durable if model in ("lost", "data") else node.names
+def _survivor(node: Folder, model: str, draw: random.Random) -> Folder:
+    here = draw.choice(("lost", "names", "data", "kill", "holes")) if model == "mixed" else model
+    names = node.durable if here in ("lost", "data") else node.names
     kept: dict[str, File | Folder] = {}
     for name, child in names.items():
         if isinstance(child, Folder):
-            kept[name] = _survivor(child, model)
-        else:
-            data = bytes(child.data)
-            if model in ("lost", "names"):
-                data = child.durable
-            elif model == "holes":
-                data = child.durable + b"\0" * (len(data) - len(child.durable))
-            kept[name] = File(bytearray(data), data)
+            kept[name] = _survivor(child, model, draw)
+            continue
+        here = draw.choice(("lost", "kill", "holes", "part")) if model == "mixed" else model
+        data, safe = bytes(child.data), len(child.durable)
+        if here in ("lost", "names"):
+            data = child.durable
+        elif here == "holes":
+            data = child.durable + b"\0" * (len(data) - safe)
+        elif here == "part":
+            data = data[: draw.randint(min(safe, len(data)), len(data))]
+        kept[name] = File(bytearray(data), data)
     return Folder(kept, dict(kept))

@@ -60,6 +60,7 @@ def work(files: Files, fence: int, told: Acknowledged) -> tuple[bytes, list[floa
             told.checkpoint, told.lines = done.number, done.anchor["count"]
             told.history.append((done.number, done.anchor["count"]))
     log.seal()
+    store.tidy()
     seal_run(EVENTS, store.manifest_digests(), files=files)
     losses = {
         event["iter"]: event["loss"]

@@ -98,7 +98,8 @@ def test_a_killed_builder_leaves_neither_an_entry_nor_a_lock(
     sink = MemorySink()
     cache = FeatureCache(tmp_path, sink=sink)
     folder = cache.path(request_.key).parent
-    assert not cache.has(request_.key) and len(os.listdir(folder)) == 1, "only the temporary folder is there"
+    assert not cache.has(request_.key)
+    assert len(os.listdir(folder)) == 1, "only the temporary folder is there"
     with ThreadPoolExecutor(1) as executor:
         cache.build([request_], executor=executor)
     cache.verify(request_.key)

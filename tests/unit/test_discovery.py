@@ -52,12 +52,14 @@ def test_a_sound_dataset_is_found_whole_and_reported(root: Path) -> None:
     dataset = find(root, sink)
     assert [case.case_id for case in dataset.train] == ["c0", "c1", "c2", "c3"]
     assert [case.case_id for case in dataset.test] == ["t0", "t1"]
-    assert dataset.skipped == () and dataset.pair_count == 4
+    assert dataset.skipped == ()
+    assert dataset.pair_count == 4
     (event,) = sink.named("DATASET_DISCOVERY")
     assert (event["pair_count"], event["test_count"], event["sizes"]) == (4, 2, {"5x12x10": 6})
     assert sum(event["class_fractions"].values()) == pytest.approx(1)
     progress = sink.named("PROGRESS_UPDATE")
-    assert [one["index"] for one in progress] == list(range(1, 11)) and {one["total"] for one in progress} == {10}
+    assert [one["index"] for one in progress] == list(range(1, 11))
+    assert {one["total"] for one in progress} == {10}
     assert {one["stage"] for one in progress} == {"discovery"}
     orjson.dumps(sink.events)
     case = dataset.train[1]
@@ -172,7 +174,8 @@ def test_too_few_usable_pairs_end_with_all_reasons_and_code_4(root: Path) -> Non
     write_volume(root / "train_labels" / "c3.tif", np.full(SHAPE, 2, np.uint8))
     with pytest.raises(DataError, match="only 2 usable pairs") as caught:
         find(root)
-    assert "c1" in str(caught.value) and "c3: all voxels are ignored" in str(caught.value)
+    assert "c1" in str(caught.value)
+    assert "c3: all voxels are ignored" in str(caught.value)
     assert caught.value.exit_code == 4
 
 
@@ -218,7 +221,9 @@ def test_configured_skips_are_reasons_and_never_for_tests(root: Path) -> None:
     assert [case.case_id for case in dataset.train] == ["c0", "c1", "c3"]
     assert sink.named("DATASET_DISCOVERY")[0]["skip_cases_not_found"] == ["unknown"]
     coverage = select_pairs(dataset, max_pairs=None, reason="", seed=0, sink=sink)
-    assert coverage.reason == "skip_cases: c2" and coverage.justified and coverage.pct == 75.0
+    assert coverage.reason == "skip_cases: c2"
+    assert coverage.justified
+    assert coverage.pct == 75.0
     with pytest.raises(DataError, match="test case cannot be skipped"):
         find(root, skip=("t0",))
 
@@ -247,13 +252,16 @@ def test_fewer_pairs_are_drawn_by_seed_and_the_gap_is_stated(root: Path) -> None
     dataset, sink = find(root), MemorySink()
     drawn = {tuple(c.case_id for c in select_pairs(dataset, max_pairs=3, reason="r", seed=s, sink=sink).selected)
              for s in range(20)}  # fmt: skip
-    assert len(drawn) > 1 and all(len(ids) == 3 and list(ids) == sorted(ids) for ids in drawn)
+    assert len(drawn) > 1
+    assert all(len(ids) == 3 and list(ids) == sorted(ids) for ids in drawn)
     sink = MemorySink()
     coverage = select_pairs(dataset, max_pairs=3, reason="little memory", seed=0, sink=sink)
     (audit,), (plan,) = sink.named("TRAIN_DATASET_AUDIT"), sink.named("TRAIN_COVERAGE_PLAN")
     assert (audit["pair_count_discovered"], audit["pair_count_selected_for_training"]) == (4, 3)
     assert audit["coverage_pct_selected_vs_discovered"] == plan["train_pair_coverage_pct_effective"] == 75.0
-    assert "little memory" in plan["coverage_gap_reason"] and plan["coverage_gap_is_justified"] is True
+    assert "little memory" in plan["coverage_gap_reason"]
+    assert plan["coverage_gap_is_justified"] is True
     assert not select_pairs(dataset, max_pairs=3, reason=" ", seed=0, sink=sink).justified
     whole = select_pairs(dataset, max_pairs=9, reason="", seed=0, sink=sink)
-    assert (whole.pct, whole.reason, whole.justified) == (100.0, "", True) and coverage.reason != ""
+    assert (whole.pct, whole.reason, whole.justified) == (100.0, "", True)
+    assert coverage.reason != ""

@@ -29,7 +29,8 @@ def label(tmp_path: Path) -> Path:
 def test_facts_are_digest_shape_and_counts(label: Path) -> None:
     facts = measure_file(label, True)
     assert facts.digest == hashlib.sha512(label.read_bytes()).hexdigest()
-    assert facts.shape == LABEL.shape and facts.size == label.stat().st_size
+    assert facts.shape == LABEL.shape
+    assert facts.size == label.stat().st_size
     assert facts.counts == tuple(np.bincount(LABEL.ravel(), minlength=3))
     assert measure_file(label, False).counts is None
 
@@ -52,7 +53,7 @@ def test_a_changed_or_vanished_file_is_missing_again(label: Path, tmp_path: Path
     assert book.facts(label, label=True).digest != before.digest
     label.unlink()
     assert book.missing([label]) == [label]
-    with pytest.raises(DataError, match="label.tif"):
+    with pytest.raises(DataError, match=r"label\.tif"):
         book.facts(label, label=True)
 
 
@@ -96,13 +97,16 @@ def test_wrong_label_values_are_named_with_the_fix(tmp_path: Path) -> None:
     write_volume(tmp_path / "bad.tif", bad)
     with pytest.raises(DataError, match=r"label volume holds values \{0, 1, 3\}\. Allowed: 0 background") as caught:
         measure_file(tmp_path / "bad.tif", True)
-    assert "data.skip_cases" in str(caught.value) and "bad.tif" in str(caught.value)
+    assert "data.skip_cases" in str(caught.value)
+    assert "bad.tif" in str(caught.value)
 
 
 def test_errors_travel_between_processes_as_values(tmp_path: Path) -> None:
     (tmp_path / "bad.tif").write_bytes(b"no picture at all")
-    error = pickle.loads(pickle.dumps(try_measure(tmp_path / "bad.tif", False)))
-    assert isinstance(error, DataError) and "not a TIFF" in str(error) and error.exit_code == 4
+    error = pickle.loads(pickle.dumps(try_measure(tmp_path / "bad.tif", False)))  # noqa: S301
+    assert isinstance(error, DataError)
+    assert "not a TIFF" in str(error)
+    assert error.exit_code == 4
 
 
 def test_an_entry_survives_the_trip_through_the_book(tmp_path: Path, label: Path) -> None:

@@ -18,7 +18,9 @@ SHARES = st.floats(0.01, 0.49)
 def test_roles_part_the_cases_and_ignore_their_order(ids, seed, validation, holdout, data) -> None:
     split = make_split(ids, seed=seed, validation_fraction=validation, holdout_fraction=holdout)
     assert sorted([*split.train, *split.validation, *split.holdout]) == sorted(ids)
-    assert split.train and split.validation and split.holdout
+    assert split.train
+    assert split.validation
+    assert split.holdout
     again = make_split(data.draw(st.permutations(ids)), seed=seed, validation_fraction=validation,
                        holdout_fraction=holdout)  # fmt: skip
     assert again == split == Split.from_json(split.to_json())

@@ -41,11 +41,21 @@ class Shelf:
             return []
         return sorted(int(match[1]) for name in self.files.listdir(self.folder) if (match := _CHECKPOINT.match(name)))
 
+    def foreign_names(self) -> list[str]:
+        """Names that no store gives, sorted."""
+        return sorted(
+            name
+            for name in self.files.listdir(self.folder)
+            if not (_CHECKPOINT.match(name) or _FENCE.match(name) or name.startswith((".tmp-", ".trash-")))
+        )
+
     def fence(self) -> int:
         """The highest fencing epoch that has taken over here; 0 if none has."""
         if not self.files.exists(self.folder):
             return 0
-        return max((int(match[1]) for name in self.files.listdir(self.folder) if (match := _FENCE.match(name))), default=0)
+        return max(
+            (int(match[1]) for name in self.files.listdir(self.folder) if (match := _FENCE.match(name))), default=0
+        )
 
     def check_fence(self, fence: int) -> None:
         """Raise ``StoppedError`` if a writer with a higher epoch has taken over."""
@@ -75,8 +85,10 @@ class Shelf:
     def tidy(self) -> None:
         """Clear away what dead writers left half done; make the folder if it is not there."""
         make_folder(self.files, self.folder)
-        for name in self.files.listdir(self.folder):
-            if name.startswith((".tmp-", ".trash-")):
+        left = [name for name in self.files.listdir(self.folder) if name.startswith((".tmp-", ".trash-"))]
+        if left:
+            self.files.fsync_folder(self.folder)  # none may come back under a checkpoint's name
+            for name in left:
                 self._discard(self.folder / name)
 
     def put(self, number: int, manifest: bytes, payload: bytes, guard: Callable[[], None]) -> Path:
@@ -99,12 +111,18 @@ class Shelf:
         self.files.fsync_folder(self.folder)
         return self.path(number)
 
-    def remove(self, numbers: Iterable[int]) -> None:
-        """Remove checkpoints: first the name, so that none is ever seen half removed."""
+    def retire(self, numbers: Iterable[int]) -> list[Path]:
+        """Take their names from checkpoints. What they hold may go (``remove``) once the folder has been synced: a
+        power loss could otherwise bring a name back without its content."""
+        retired = []
         for number in numbers:
-            trash = self.folder / f".trash-{number:08d}-{uuid.uuid4().hex[:12]}"
-            self.files.rename(self.path(number), trash)
-            remove_folder(self.files, trash)
+            retired.append(self.folder / f".trash-{number:08d}-{uuid.uuid4().hex[:12]}")
+            self.files.rename(self.path(number), retired[-1])
+        return retired
+
+    def remove(self, retired: Iterable[Path]) -> None:
+        for path in retired:
+            remove_folder(self.files, path)
 
     def _discard(self, path: Path) -> None:
         try:

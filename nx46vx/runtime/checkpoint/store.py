@@ -33,6 +33,7 @@ class _Owner:
     next_number: int
     last_anchor: str
     valid: dict[Path, set[int]]  # root -> numbers of this run's checkpoints there
+    retired: dict[Path, list[Path]]  # root -> folders without a name, to be removed after the next sync
 
 
 class CheckpointStore:
@@ -103,7 +104,7 @@ class CheckpointStore:
             raise from_os_error(error, "writing a checkpoint", self.root / owner) from error
         known.last_anchor = fields["merkle_curr"]
         known.valid[self.root].add(fields["number"])
-        self._mirror(owner, known, fields["number"], manifest, payload, sink)
+        self._copy_to_mirror(owner, known, fields["number"], manifest, payload, sink)
         self._prune(owner, known, sink)
         sink.emit(
             "CHECKPOINT_COMMIT", owner=owner, number=fields["number"], kind=kind, cursor=dict(cursor),
@@ -143,6 +144,20 @@ class CheckpointStore:
         """Names of the identity digests in which a checkpoint and this run differ, sorted."""
         theirs = manifest["identity"]
         return sorted(name for name in theirs.keys() | self.identity if theirs.get(name) != self.identity.get(name))
+
+    def tidy(self) -> None:
+        """Clear away what stopped writers left half done, durably; for a run's normal end, before it is sealed.
+
+        Raises:
+            EnvironmentFault: the file system refuses.
+        """
+        for owner in self.owners():
+            shelf = self._shelf(self.root, owner)
+            try:
+                shelf.tidy()
+                self._files.fsync_folder(shelf.folder)
+            except OSError as error:
+                raise from_os_error(error, "tidying the checkpoint store", shelf.folder) from error
 
     def manifest_digests(self) -> dict[str, str]:
         """``<owner>/<checkpoint>`` -> SHA-512 of its manifest file, for all in the first root: what a run's seal lists.
@@ -201,7 +216,9 @@ class CheckpointStore:
                         f"the checkpoint has another {name}", where=path, found=checkpoint.manifest[name]
                     )
         except IntegrityError as error:
-            sink.emit("CHECKPOINT_REJECTED", owner=owner, path=str(error.where), reason=error.what, found=str(error.found))
+            sink.emit(
+                "CHECKPOINT_REJECTED", owner=owner, path=str(error.where), reason=error.what, found=str(error.found)
+            )
             return None
         return checkpoint
 
@@ -212,7 +229,8 @@ class CheckpointStore:
         used = {root: self._shelf(root, owner).numbers() for root in self._roots()}
         valid = {root: {one.number for one in self._valid(root, owner)} for root in self._roots()}
         number = max((number for numbers in used.values() for number in numbers), default=0) + 1
-        known = _Owner(number, newest.manifest["merkle_curr"] if newest else NO_ANCHOR, valid)
+        retired: dict[Path, list[Path]] = {root: [] for root in self._roots()}
+        known = _Owner(number, newest.manifest["merkle_curr"] if newest else NO_ANCHOR, valid, retired)
         self._shelf(self.root, owner).tidy()
         self._owners[owner] = known
         return known
@@ -231,7 +249,7 @@ class CheckpointStore:
             "merkle_count": anchor["count"], "sha512_payload": digest_bytes(payload), "payload_bytes": len(payload),
         }  # fmt: skip
 
-    def _mirror(
+    def _copy_to_mirror(
         self, owner: str, known: _Owner, number: int, manifest: bytes, payload: bytes, sink: EventSink
     ) -> None:
         if self.mirror is None:
@@ -246,12 +264,15 @@ class CheckpointStore:
             sink.emit("CHECKPOINT_MIRROR_FAILED", owner=owner, number=number, path=str(shelf.folder), error=str(error))
 
     def _prune(self, owner: str, known: _Owner, sink: EventSink) -> None:
+        """Retire what is too old; remove what the last commit retired (this one's sync has made that durable)."""
         for root in self._roots():
             shelf = self._shelf(root, owner)
             old = removable(known.valid[root], self.keep)
             known.valid[root].difference_update(old)
+            last, known.retired[root] = known.retired[root], []
             try:
-                shelf.remove(old)
+                shelf.remove(last)
+                known.retired[root] = shelf.retire(old)
             except OSError as error:  # nothing is lost by keeping too much
                 sink.emit("CHECKPOINT_PRUNE_FAILED", owner=owner, path=str(shelf.folder), error=str(error))
 
