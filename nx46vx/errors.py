@@ -17,6 +17,7 @@ Every message says what is wrong, where, what was found, and how to mend it.
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 EXIT_DONE = 0
 EXIT_INTERRUPTED_TWICE = 130
@@ -38,7 +39,7 @@ class NX46Error(Exception):
             parts.append(f"Fix: {fix.rstrip('.')}.")
         super().__init__(" ".join(parts))
 
-    def __reduce__(self):  # keyword-only arguments have to survive the trip between processes
+    def __reduce__(self) -> tuple[Any, ...]:  # keyword-only arguments have to survive the trip between processes
         return _rebuild, (type(self), self.what, self.where, self.found, self.fix)
 
 

@@ -39,7 +39,7 @@ class SyntheticSettings(_Section):
 
 class DataSettings(_Section):
     dir: Path | None = Field(None, description="dataset in the competition's layout; empty: make synthetic volumes")
-    synthetic: SyntheticSettings = Field(default_factory=SyntheticSettings)
+    synthetic: SyntheticSettings = SyntheticSettings()
     validation_fraction: float = Field(0.2, gt=0, lt=0.5, description="share of the pairs that ranks candidates")
     holdout_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of the pairs that is only reported")
     preflight_fraction: float = Field(0.05, gt=0, le=1, description="share of files read before any long work")
@@ -134,15 +134,20 @@ class Settings(_Section):
 
     seed: int = Field(0, ge=0, le=2**63 - 1)
     allow_reduced: bool = Field(False, description="permit a smaller grid or fewer iterations; marks every output")
-    data: DataSettings = Field(default_factory=DataSettings)
-    features: FeatureSettings = Field(default_factory=FeatureSettings)
-    grid: GridSettings = Field(default_factory=GridSettings)
-    solver: SolverSettings = Field(default_factory=SolverSettings)
-    growth: GrowthSettings = Field(default_factory=GrowthSettings)
-    epochs: EpochSettings = Field(default_factory=EpochSettings)
-    resources: ResourceSettings = Field(default_factory=ResourceSettings)
-    mask: MaskSettings = Field(default_factory=MaskSettings)
-    budget: BudgetSettings = Field(default_factory=BudgetSettings)
+    data: DataSettings = DataSettings()
+    features: FeatureSettings = FeatureSettings()
+    grid: GridSettings = GridSettings()
+    solver: SolverSettings = SolverSettings()
+    growth: GrowthSettings = GrowthSettings()
+    epochs: EpochSettings = EpochSettings()
+    resources: ResourceSettings = ResourceSettings()
+    mask: MaskSettings = MaskSettings()
+    budget: BudgetSettings = BudgetSettings()
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of one candidate over all epochs; over one where they are open-ended."""
+        return self.grid.max_iter * max(self.epochs.supervised_epochs, 1)
 
     @property
     def reduced(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -49,11 +50,11 @@ def ray_session(address: str | None, gpus: int) -> Iterator[None]:
     umask = os.umask(0o077)
     try:
         if address is not None:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="nx46vx")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="nx46vx")
         else:
             ray.init(
                 num_cpus=usable_cpus(), num_gpus=gpus, include_dashboard=False, log_to_driver=False,
-                logging_level="ERROR", namespace="nx46vx", _temp_dir=str(home),
+                logging_level=logging.ERROR, namespace="nx46vx", _temp_dir=str(home),
                 object_store_memory=OBJECT_STORE_BYTES,
             )  # fmt: skip
         os.umask(umask)

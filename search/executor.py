@@ -19,8 +19,8 @@ class SearchJob:
     """One epoch of the search over one run directory.
 
     ``expected``: where the pending candidates will start from, for the engine to go ahead; a wrong guess costs time
-    only. ``until``: the iteration every candidate is to reach. ``should_stop`` is polled about once a second and ends the
-    search early; all that was done until then is in the store. ``on_progress`` is told (done, total, in flight).
+    only. ``until``: the iteration every candidate is to reach. ``should_stop`` is polled about once a second and ends
+    the search early; all that was done until then is in the store. ``on_progress`` is told (done, total, in flight).
     """
 
     plan: FitPlan

@@ -48,7 +48,7 @@ class SourceSearcher(_NotSaved, Searcher):
         self._source, self._job = source, job
         self._live: dict[str, Candidate] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         candidate = None if self._job.should_stop() else self._source.next()
         if candidate is None:
             return Searcher.FINISHED if self._source.ended or self._job.should_stop() else None
@@ -63,7 +63,8 @@ class SourceSearcher(_NotSaved, Searcher):
             self._source.give_up(candidate)
             return
         plan = load_fit_plan(self._job.run)
-        checkpoint = open_store(plan, self._job.run, self._job.fence).latest(candidate.candidate_id, sink=self._job.sink)
+        store = open_store(plan, self._job.run, self._job.fence)
+        checkpoint = store.latest(candidate.candidate_id, sink=self._job.sink)
         if checkpoint is None:
             self._source.give_up(candidate)
             return
@@ -128,10 +129,11 @@ class TuneExecutor:
 def _start_engines(job: SearchJob) -> dict[str, Any]:
     """One engine per device, by GPU id ("" for the CPU's)."""
     resources = job.resources
-    remote = ray.remote(
-        num_cpus=0, num_gpus=resources.gpus_per_engine or None, max_restarts=-1, max_task_retries=-1,
-        max_concurrency=resources.trials_in_flight + 8,
-    )(EngineActor)  # fmt: skip
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    options["max_concurrency"] = resources.trials_in_flight + 8
+    if resources.gpus_per_engine:
+        options["num_gpus"] = resources.gpus_per_engine
+    remote: Any = ray.remote(**options)(EngineActor)
     cache, run, name = str(job.cache), str(job.run), resources.device.name
     actors = [remote.remote(run, cache, name, resources.engine_threads) for _ in range(resources.engines)]
     engines = {gpu: actor for gpu, actor in zip(ray.get([a.gpu.remote() for a in actors]), actors, strict=True)}
@@ -207,5 +209,3 @@ def _trial_resources(resources: Resources) -> dict[str, float]:
     if resources.gpus_per_trial:
         asked["gpu"] = resources.gpus_per_trial
     return asked
-
-

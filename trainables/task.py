@@ -1,4 +1,4 @@
-"""One candidate's fit, as a task: owns its state, cursor, checkpoints, events and metrics. Knows no Ray and no torch."""
+"""One candidate's fit, as a task: owns its state, cursor, checkpoints, events and metrics. No Ray, no torch."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ class RemoteEngine:
 class CandidateTrial(tune.Trainable):
     """One trial, one candidate. ``config`` is ``{"meta_neuron", "l1", "l2"}``."""
 
-    def setup(self, config: dict[str, Any], *, factory: TaskFactory, engines: dict[str, Any]) -> None:
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], *, factory: TaskFactory, engines: dict[str, Any]
+    ) -> None:
         self._factory = factory
         self._engines = engines
         self._stack = ExitStack()

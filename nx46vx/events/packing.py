@@ -96,8 +96,8 @@ def walk(raw: bytes, start: Position, writer: str, where: Path) -> tuple[list[by
         head = digest(line).hexdigest().encode()
         count += 1
     if lines and not chain.checked(lines[-1]):
-        at = f"{where}, line {len(lines)}"
-        raise IntegrityError("the event log is damaged", where=at, found="the line's checksum is wrong")
+        at_line = f"{where}, line {len(lines)}"
+        raise IntegrityError("the event log is damaged", where=at_line, found="the line's checksum is wrong")
     return lines, Position(count, head.decode()), raw[end:]
 
 
@@ -145,7 +145,7 @@ def check_sealed(files: Files, paths: SegmentPaths, writer: str) -> tuple[Seal, 
     stored = files.read(paths.packed, 0, seal.stored_bytes + 1)
     if digest_bytes(stored) != seal.stored_sha512:
         raise IntegrityError("a packed log segment does not match its seal", where=paths.packed)
-    raw = unpack(stored, paths.packed, min(seal.bytes, MAX_SEGMENT_BYTES))
+    raw = unpack(stored, paths.packed, min(seal.line_bytes, MAX_SEGMENT_BYTES))
     lines, end, rest = walk(raw, seal.start, writer, paths.packed)
     if rest:
         raise IntegrityError("a packed log segment ends in the middle of a line", where=paths.packed)
@@ -172,7 +172,7 @@ def _merge(kept: bytes, raw: bytes, paths: SegmentPaths) -> bytes:
 def _seal(lines: list[bytes], stored: bytes, start: Position, end: Position, writer: str, number: int) -> Seal:
     return Seal(
         writer=writer, segment=number, first_seq=start.count, lines=len(lines),
-        bytes=sum(map(len, lines)) + len(lines), fence=chain.fence_of(lines[-1]) if lines else 0,
+        line_bytes=sum(map(len, lines)) + len(lines), fence=chain.fence_of(lines[-1]) if lines else 0,
         previous_head=start.head, head=end.head, merkle_root=root_of(lines).hex(),
         stored_bytes=len(stored), stored_sha512=digest_bytes(stored), torn_bytes=0, torn_sha512="",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Proofs that stand without the log: that one line is in a sealed segment, and that a segment grew from its beginning."""
+"""Proofs that stand without the log: that one line is in a sealed segment."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nx46vx.errors import IntegrityError, StoppedError
@@ -16,7 +16,7 @@ from nx46vx.runtime.files import Files, remove_file
 class Recovery:
     """Where the chain goes on, in which segment, and what was quarantined since the last opening."""
 
-    position: Position = Position()
+    position: Position = field(default_factory=Position)
     next_segment: int = 0
     torn_bytes: int = 0
     torn_files: tuple[str, ...] = ()

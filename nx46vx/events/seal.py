@@ -1,7 +1,7 @@
 """The run's seal: one Merkle root over every file under ``events/`` and every checkpoint of a finished run.
 
-``run_seal.json`` lists ``path -> SHA-512`` for the files under ``events/`` and ``checkpoint -> SHA-512 of its manifest``
-(the manifest names its payload's digest). The root is over the sorted lines ``events/<path> <digest>`` and
+``run_seal.json`` lists ``path -> SHA-512`` for the files under ``events/`` and ``checkpoint -> SHA-512 of its
+manifest`` (the manifest names its payload's digest). The root is over the sorted lines ``events/<path> <digest>`` and
 ``checkpoints/<name> <digest>``. A run that goes on after its seal keeps it as ``run_seal.<k>.json``: what an old seal
 lists under ``events/`` never changes, so old seals stay checkable, and the next seal covers them too.
 """

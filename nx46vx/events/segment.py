@@ -19,7 +19,7 @@ from nx46vx.runtime.files import Files
 
 _NAME = re.compile(r"^(\d{8})\.(jsonl|jsonl\.gz|seal\.json|torn)$")
 _WRITER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._=+@-]{0,119}$")
-_COUNTS = {"segment", "first_seq", "lines", "bytes", "fence", "stored_bytes", "torn_bytes"}
+_COUNTS = {"segment", "first_seq", "lines", "line_bytes", "fence", "stored_bytes", "torn_bytes"}
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class Position:
 class Seal:
     """What a closed segment holds; every field follows from the stored bytes and the position before them.
 
-    ``bytes`` counts the lines with their newlines, ``fence`` is the last line's (0: no lines), ``merkle_root`` is over
-    the lines without newlines, ``torn_*`` describe the quarantined bytes (0 and "" where there are none).
+    ``line_bytes`` counts the lines with their newlines, ``fence`` is the last line's (0: no lines), ``merkle_root`` is
+    over the lines without newlines, ``torn_*`` describe the quarantined bytes (0 and "" where there are none).
     """
 
     writer: str
     segment: int
     first_seq: int
     lines: int
-    bytes: int
+    line_bytes: int
     fence: int
     previous_head: str
     head: str

@@ -57,7 +57,8 @@ def _schema(folder: Path, selection: dict[str, Any]) -> pa.Schema:
     kinds: dict[str, set[type]] = {}
     for record in iter_events(folder, **selection):
         for name, value in record.items():
-            kinds.setdefault(name, set()).add(type(value))
+            fits = not isinstance(value, int) or value < 2**63
+            kinds.setdefault(name, set()).add(type(value) if fits else str)
     fixed = {"ts_ns": pa.int64(), "seq": pa.int64(), "fence": pa.int64()}
     fields = [pa.field(name, fixed.get(name, pa.string())) for name in _FIXED]
     for name in sorted(kinds.keys() - RESERVED):

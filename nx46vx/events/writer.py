@@ -7,6 +7,7 @@ import platform
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from hashlib import sha512
 from pathlib import Path
@@ -20,6 +21,8 @@ from nx46vx.events.recover import recover
 from nx46vx.events.seal import retire_run_seal
 from nx46vx.events.segment import Position, SegmentPaths, valid_writer
 from nx46vx.runtime.files import REAL_FILES, Files, make_folder, remove_file, write_all
+
+_LIVE: weakref.WeakSet[EventLog] = weakref.WeakSet()
 
 
 class EventLog:
@@ -51,26 +54,31 @@ class EventLog:
         self._lock = threading.Lock()  # the chain's state
         self._sync_lock = threading.Lock()  # file handles; taken before _lock, never after
         self._refusal: NX46Error | None = None
-        self._pending: bytes | None = None
-        self._handle = -1
+        self._pending: bytes | None = None  # a line whose write has begun and is not known to be done
+        self._handle, self._bytes, self._dirty = -1, 0, False
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
         self._to_pack: queue.SimpleQueue[tuple[SegmentPaths, Position]] = queue.SimpleQueue()
         try:
             make_folder(files, self.folder)
-            retire_run_seal(files, Path(folder))
             found = recover(files, self.folder, writer, fence)
+            retire_run_seal(files, Path(folder))
             self._count, self._head = found.position.count, found.position.head
             self._opened_at = found.position.count
             self._open_segment(found.next_segment)
         except OSError as error:
             raise from_os_error(error, "opening the event log", self.folder) from error
-        self._stopping = False
-        self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
-        self.emit(
-            "WRITER_OPEN", continues_count=found.position.count, continues_head=found.position.head,
-            quarantined_bytes=found.torn_bytes, quarantined_files=list(found.torn_files), segment=found.next_segment,
-            pid=os.getpid(), host=platform.node(),
-        )  # fmt: skip
+        _LIVE.add(self)
+        try:
+            self.emit(
+                "WRITER_OPEN", continues_count=found.position.count, continues_head=found.position.head,
+                quarantined_bytes=found.torn_bytes, quarantined_files=list(found.torn_files),
+                segment=found.next_segment, pid=os.getpid(), host=platform.node(),
+            )  # fmt: skip
+        except NX46Error:
+            files.close(self._handle)
+            raise
         if background_sync_s is not None:
             self._thread = threading.Thread(
                 target=self._keep_durable, args=(background_sync_s,), name=f"log {writer}", daemon=True
@@ -119,7 +127,7 @@ class EventLog:
             except OSError as error:
                 raise from_os_error(error, "writing to the event log", self._paths.plain) from error
             self._advance(line)
-            full = self._bytes >= self._segment_bytes
+            full = self._bytes >= self._rotate_at
         if full:
             self._rotate()
 
@@ -189,10 +197,9 @@ class EventLog:
                 raise from_os_error(error, "sealing the event log", self._paths.plain) from error
 
     def _advance(self, line: bytes) -> None:
-        self._head, self._count = sha512(line).hexdigest(), self._count + 1
-        self._bytes += len(line) + 1
-        self._dirty = True
-        self._pending = None
+        head, count, size = sha512(line).hexdigest(), self._count + 1, self._bytes + len(line) + 1
+        # nothing is called in here, so no signal handler comes in between
+        self._head, self._count, self._bytes, self._dirty, self._pending = head, count, size, True, None
 
     def _settle(self) -> None:
         """Finish the line whose write was cut short (disk full, an interrupt between two instructions).
@@ -223,26 +230,30 @@ class EventLog:
         handle = self._files.create(paths.plain)
         try:
             self._files.fsync_folder(self.folder)
-        except OSError:
+        except OSError as error:
             self._files.close(handle)
             remove_file(self._files, paths.plain)
-            raise
+            raise self._refuse(from_os_error(error, "opening a log segment", paths.plain)) from error
         self._paths, self._handle, self._write = paths, handle, self._files.write
-        self._start = Position(self._count, self._head)
+        self._start, self._rotate_at = Position(self._count, self._head), self._segment_bytes
         self._bytes, self._dirty = 0, False
 
     def _rotate(self) -> None:
         """Make the full segment durable, go on in the next one, and have the full one packed."""
         with self._sync_lock:
             with self._lock:
-                if self._bytes < self._segment_bytes or self._refusal is not None:
+                if self._bytes < self._rotate_at or self._refusal is not None:
                     return
                 paths, handle, start = self._paths, self._handle, self._start
                 try:
                     self._files.fdatasync(handle)
-                    self._open_segment(paths.number + 1)
                 except OSError as error:
                     raise self._refuse(from_os_error(error, "closing a log segment", paths.plain)) from error
+                try:
+                    self._open_segment(paths.number + 1)
+                except OSError:  # no room for a new file: this one goes on, and the next try comes a little later
+                    self._rotate_at = self._bytes + self._segment_bytes // 8
+                    return
                 self._files.close(handle)
             self._to_pack.put((paths, start))
         if self._thread is None:
@@ -271,8 +282,16 @@ class EventLog:
                 self._pack_closed()
                 if self._dirty:
                     self.sync()
-            except NX46Error:  # kept as the refusal; the next emit raises it
-                return
+            except NX46Error:
+                if self._refusal is not None:  # the next emit raises it
+                    return
+
+    def _disown(self) -> None:
+        """In a forked child: the log stays the parent's."""
+        self._lock, self._sync_lock, self._thread = threading.Lock(), threading.Lock(), None
+        self._refusal = UsageError(
+            "a forked process uses its parent's event log", where=self.folder, fix="open a log with another writer name"
+        )
 
     def _stop_thread(self) -> None:
         thread, self._thread = self._thread, None
@@ -280,3 +299,11 @@ class EventLog:
             self._stopping = True
             self._wake.set()
             thread.join()
+
+
+def _disown_all() -> None:
+    for log in list(_LIVE):
+        log._disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)

@@ -156,7 +156,7 @@ def prepare_neuron(data: FitData, seed: int, meta_neuron: int, view: Sequence[st
 
     center = mean(raw())
     spread = deviation(center, raw())
-    flat = [view[row % f] for row in np.flatnonzero(~(spread > 1e-12 * np.maximum(np.abs(center), 1e-30)))]
+    flat = [view[int(row) % f] for row in np.flatnonzero(~(spread > 1e-12 * np.maximum(np.abs(center), 1e-30)))]
     if flat:
         raise DataError("a feature does not vary over the training samples", where=f"meta-neuron {meta_neuron}",
                         found=", ".join(flat), fix="check that the volumes are not constant")  # fmt: skip

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -20,13 +21,21 @@ CASE_BOOTSTRAP_MIN = 20
 
 
 class Samples(Protocol):
-    """One case's samples: features (2M, n) float32 (M features, then their spatial gradients), labels, block ids."""
+    """One case's samples: features (2M, n) float32 (M features, then their spatial gradients), labels (n,), flat voxel
+    indices (n,), spatial block ids (n,), labelled voxels of the volume by class."""
 
-    case_id: str
-    features: np.ndarray
-    y: np.ndarray
-    group: np.ndarray
-    counts: tuple[int, int]
+    @property
+    def case_id(self) -> str: ...
+    @property
+    def features(self) -> np.ndarray: ...
+    @property
+    def y(self) -> np.ndarray: ...
+    @property
+    def index(self) -> np.ndarray: ...
+    @property
+    def group(self) -> np.ndarray: ...
+    @property
+    def counts(self) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ def cut(cases: Sequence[Samples], size: int = CHUNK) -> list[Chunk]:
         total = case.y.size
         pieces = math.ceil(total / size)
         bounds = [total * piece // pieces for piece in range(pieces + 1)] if pieces else [0]
-        chunks += [Chunk(index, start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+        chunks += [Chunk(index, start, stop) for start, stop in pairwise(bounds)]
     return chunks
 
 

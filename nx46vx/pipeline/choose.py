@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nx46vx.data.cases import Case
 from nx46vx.data.volume_io import read_volume
 from nx46vx.inference.baseline import best_intensity_threshold, class_histograms
 from nx46vx.logs import say
@@ -47,7 +48,13 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
     figures: dict[str, Any] = {
         "validation": _figures(validation.logits, scores, validation.y, threshold_at),
         "members": [
-            {"candidate_id": m.candidate_id, "meta_neuron": m.spec.meta_neuron, "weight": m.weight, "helps": m.weight > 0}
+            {
+                "candidate_id": m.candidate_id,
+                "meta_neuron": m.spec.meta_neuron,
+                "view": list(m.spec.view),
+                "weight": m.weight,
+                "helps": m.weight > 0,
+            }
             for m in weighted
         ],
         "holdout": _holdout(session, cases, fit, weighted, combination, threshold_at),
@@ -96,8 +103,10 @@ def _figures(logits: np.ndarray, scores: np.ndarray, y: np.ndarray, threshold_at
     }
 
 
-def _histograms(case: Any) -> np.ndarray:
-    return class_histograms(read_volume(case.image, case_id=case.case_id), read_volume(case.label, case_id=case.case_id))
+def _histograms(case: Case) -> np.ndarray:
+    assert case.label is not None
+    image = read_volume(case.image, case_id=case.case_id)
+    return class_histograms(image, read_volume(case.label, case_id=case.case_id))
 
 
 def _sampled_histograms(cases: Cases, samples: Samples) -> np.ndarray:

@@ -185,5 +185,3 @@ def _converged(best: list[float], min_delta: float, patience: int) -> bool:
     for epoch in range(1, len(best)):
         quiet = quiet + 1 if min(best[:epoch]) - best[epoch] < min_delta else 0
     return quiet >= patience
-
-

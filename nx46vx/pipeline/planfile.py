@@ -1,4 +1,4 @@
-"""``plan.json``: cases, split and candidates before the first fit; views, bootstraps and scales once they are frozen."""
+"""``plan.json``: cases, split and candidates first; views, bootstraps and scales once they are frozen."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def plan(settings: Settings, root: Path, *, fresh: bool = False) -> dict[str, An
             | {"test": len(cases.dataset.test)},
             "skipped": [list(pair) for pair in cases.dataset.skipped],
             "candidates": len(written["candidates"]),
-            "iterations": len(written["candidates"]) * settings.grid.max_iter * max(settings.epochs.supervised_epochs, 1),
+            "iterations": len(written["candidates"]) * settings.iterations,
             "cache_hits": hits,
             "cache_misses": len(requests) - hits,
             "estimate": estimate,
@@ -79,7 +79,7 @@ def _estimate(
     cell = _seconds_per_cell(settings, resources)
     samples = sum(min(r.limit, sum(r.case.counts or (0, 0))) for r in requests if r.role == "train")
     candidates = settings.grid.meta_neurons * TILE
-    iterations = settings.grid.max_iter * max(settings.epochs.supervised_epochs, 1)
+    iterations = settings.iterations
     voxels = sum(int(np.prod(case.shape)) for case in cases.dataset.test)
     features = misses * per_case / workers(settings)
     fit = cell * samples * candidates * iterations * 1.2

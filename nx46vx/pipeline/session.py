@@ -70,7 +70,7 @@ def check_directory(root: Path, settings: Settings, *, fresh: bool) -> None:
         return
     if fresh:
         raise UsageError(
-            "--fresh wants a directory that does not exist", where=root, fix="choose another --out, or leave out --fresh"
+            "--fresh wants a directory that does not exist", where=root, fix="choose another --out or leave out --fresh"
         )
     if not root.is_dir():
         raise UsageError("the run directory is a file", where=root, fix="choose another --out")
@@ -159,5 +159,3 @@ def settings_of(root: Path) -> Settings:
     if not config.is_file():
         raise UsageError("this is no run directory", where=root, found="no config.yaml", fix="check the path")
     return load_settings(config, environ={})
-
-

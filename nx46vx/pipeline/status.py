@@ -36,15 +36,14 @@ def status(root: Path) -> dict[str, Any]:
     plan = orjson.loads(paths.plan.read_bytes()) if paths.plan.exists() else {}
     if plan:
         value["candidates_total"] = len(plan["candidates"])
-        value["iterations_total"] = len(plan["candidates"]) * plan["max_iter"] * max(settings.epochs.supervised_epochs, 1)
+        value["iterations_total"] = len(plan["candidates"]) * settings.iterations
     if plan.get("fit"):
         fit = FitPlan.from_json(plan["fit"])
         store = open_store(fit, root, 0)
         done = [store.latest(candidate.candidate_id, sink=NullSink()) for candidate in fit.candidates]
         iterations = [state_of(checkpoint).iteration for checkpoint in done if checkpoint is not None]
-        goal = fit.max_iter * max(settings.epochs.supervised_epochs, 1)
         value["iterations_done"] = sum(iterations)
-        value["candidates_done"] = sum(iteration >= goal for iteration in iterations)
+        value["candidates_done"] = sum(iteration >= settings.iterations for iteration in iterations)
         value["state"] = "unfinished"
     report = finished_report(root)
     if report is not None:

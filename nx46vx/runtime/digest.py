@@ -39,5 +39,5 @@ def digest_array(array: np.ndarray) -> str:
     """SHA-512 (hex) over dtype, shape and bytes of an array."""
     data = np.ascontiguousarray(array)
     state = hashlib.sha512(f"{data.dtype.str}{data.shape}".encode())
-    state.update(memoryview(data).cast("B") if data.size else b"")
+    state.update(data.data.cast("B") if data.size else b"")
     return state.hexdigest()

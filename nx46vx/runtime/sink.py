@@ -56,6 +56,6 @@ def trace_array(sink: EventSink, name: str, array: np.ndarray, **fields: Any) ->
         min=float(data.min()) if data.size else None,
         max=float(data.max()) if data.size else None,
         mean=float(data.mean(dtype=np.float64)) if data.size else None,
-        sha512=hashlib.sha512(memoryview(data).cast("B") if data.size else b"").hexdigest(),
+        sha512=hashlib.sha512(data.data.cast("B") if data.size else b"").hexdigest(),
         **fields,
     )

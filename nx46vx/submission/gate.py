@@ -155,7 +155,7 @@ def _check_member(
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as tiff:
             problems, volume = _read_pages(tiff, len(content), shape, file)
-    except Exception as error:  # noqa: BLE001 - a parser fed with unknown bytes may raise anything
+    except Exception as error:
         return [f"it is no readable TIFF: {type(error).__name__}: {error}"], file
     if volume is not None:
         problems += _voxel_problems(volume, may_be_empty)

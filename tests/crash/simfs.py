@@ -2,8 +2,8 @@
 
 It keeps two states: what programs see, and what would survive a power loss. ``fsync`` moves a file's bytes from the
 first to the second, ``fsync_folder`` a folder's names. Any operation that changes something can be the last one
-(``Crash``), can be torn (a write that stops half way), or can fail (disk full, failed sync). After a failed sync a file's
-unsynced bytes never become durable, whatever later syncs report - as on Linux.
+(``Crash``), can be torn (a write that stops half way), or can fail (disk full, failed sync). After a failed sync a
+file's unsynced bytes never become durable, whatever later syncs report - as on Linux.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Folder:
 class SimFiles:
     """Implements ``nx46vx.runtime.files.Files``.
 
-    ``crash_at``: number (from 0) of the changing operation at which everything stops, ``torn``: half of it is done if it
-    is a write. ``fail_at``: number of the operation that fails with ``error``; ``fail_from``: it and all later writes do.
-    ``lies``: operations of these names do nothing (mutants without syncs).
+    ``crash_at``: number (from 0) of the changing operation at which everything stops, ``torn``: half of it is done if
+    it is a write. ``fail_at``: number of the operation that fails with ``error``; with ``torn`` a write there is cut
+    short and the next operation fails. ``lies``: operations of these names do nothing (mutants without syncs).
     """
 
     def __init__(
-        self, root: Folder | None = None, *, crash_at: int | None = None, torn: bool = False, fail_at: int | None = None,
-        error: int = errno.ENOSPC, lies: frozenset[str] = frozenset(),
+        self, root: Folder | None = None, *, crash_at: int | None = None, torn: bool = False,
+        fail_at: int | None = None, error: int = errno.ENOSPC, lies: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self.root = root if root is not None else Folder()
         self.count = 0

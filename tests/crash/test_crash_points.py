@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,10 +30,8 @@ def whole() -> tuple[tuple[bytes, list[float]], int]:
 def crashed(**how) -> tuple[SimFiles, Acknowledged]:
     """The workload, stopped as told (or run to its end)."""
     files, told = SimFiles(**how), Acknowledged()
-    try:
+    with suppress(Crash):
         work(files, 1, told)
-    except Crash:
-        pass
     return files, told
 
 
@@ -102,12 +102,13 @@ def test_a_store_that_skips_its_syncs_is_caught(whole, lies):
 def test_an_operation_that_fails_is_named_and_leaves_the_last_checkpoint(whole, error, torn):
     expected, operations = whole
     for k in range(operations):
-        files, told = SimFiles(fail_at=k, error=error, torn=torn), Acknowledged()
+        files, told, named = SimFiles(fail_at=k, error=error, torn=torn), Acknowledged(), True
         note = f"operation {k} failed"
         try:
             assert work(files, 1, told) == expected, note
         except EnvironmentFault as fault:
-            assert fault.where and fault.found, note
+            named = bool(fault.where and fault.found)
+        assert named, note
         assert not files.synced_after_failure, f"{note}: a failed sync was tried again"
         for model in ("kill", "lost"):
             check_survival(
@@ -121,7 +122,7 @@ def test_a_moment_without_space_costs_only_the_calls_that_fell_into_it():
         files = SimFiles(fail_at=k, torn=True)
         try:
             log = EventLog(EVENTS, "w", run_id="r", files=files, background_sync_s=None, segment_bytes=SEGMENT_BYTES)
-            sent = [number for number in range(4) if attempts(lambda n=number: one_step(files, log, n))]
+            sent = [number for number in range(4) if attempts(partial(one_step, files, log, number))]
             log.close()
         except EnvironmentFault:
             assert files.log[k].startswith(("fdatasync", "fsync_folder", "mkdir", "create", "write")), files.log[k]

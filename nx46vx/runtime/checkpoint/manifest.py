@@ -93,7 +93,11 @@ def _check_types(fields: dict[str, Any]) -> None:
         raise IntegrityError("the manifest has other fields", found=f"missing {missing}, unknown {unknown}"[:400])
     for name, kinds in _FIELDS.items():
         value = fields[name]
-        if not isinstance(value, kinds) or isinstance(value, bool) or (kinds is _COUNT and value < 0):
+        if (
+            not isinstance(value, kinds)
+            or isinstance(value, bool)
+            or (isinstance(value, int) and kinds is _COUNT and value < 0)
+        ):
             raise IntegrityError("a field of the manifest has the wrong type", found=f"{name}: {value!r}"[:200])
     if fields["kind"] not in KINDS:
         raise IntegrityError("the manifest has an unknown kind", found=repr(fields["kind"])[:80])

@@ -1,4 +1,4 @@
-"""Checkpoints of every owner in one or two roots: committed in an order that survives any crash, found by validation."""
+"""Checkpoints of every owner in one or two roots: committed in an order that survives any crash, found by checking."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class CheckpointStore:
     """Checkpoints below ``root/<owner>/ckpt-<number>`` and, if given, the same below ``mirror``.
 
     ``identity``: digests (text) that a checkpoint has to share with this run to be continued exactly. ``fence``: the
-    epoch of the lock that this process holds for the owners it commits for (:class:`~nx46vx.runtime.lock.DirectoryLock`).
-    ``keep``: checkpoints kept per owner. One thread at a time per owner.
+    epoch of the lock (:class:`~nx46vx.runtime.lock.DirectoryLock`) that this process holds for the owners it commits
+    for. ``keep``: checkpoints kept per owner. One thread at a time per owner.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class CheckpointStore:
             raise from_os_error(error, "opening the checkpoint store", self.root / owner) from error
 
     def commit(
-        self, owner: str, *, cursor: Mapping[str, int], model_state: Mapping[str, Any], arrays: Mapping[str, np.ndarray],
-        metrics: Mapping[str, Any], data_cursor: Mapping[str, Any], sink: EventSink, rng: Mapping[str, Any] | None = None,
-        kind: str = "light", optimizer_state: Mapping[str, Any] | None = None,
+        self, owner: str, *, cursor: Mapping[str, int], model_state: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray], metrics: Mapping[str, Any], data_cursor: Mapping[str, Any], sink: EventSink,
+        rng: Mapping[str, Any] | None = None, kind: str = "light", optimizer_state: Mapping[str, Any] | None = None,
     ) -> Checkpoint:  # fmt: skip
         """Write one checkpoint; it and the events before it are durable when this returns.
 
@@ -176,7 +176,7 @@ class CheckpointStore:
         return digests
 
     def anchors(self) -> list[dict[str, Any]]:
-        """What every valid checkpoint in both roots says of the event log: ``writer``, ``head``, ``count``, ``path``."""
+        """What each valid checkpoint in both roots says of the event log: ``writer``, ``head``, ``count``, ``path``."""
         found = (read for root in self._roots() for owner in self.owners() for read in self._valid(root, owner))
         return [checkpoint.anchor for checkpoint in found]
 
