@@ -12,8 +12,6 @@ from nx46vx.runtime.numeric import pin_threads
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     pin_threads()
-    import click
-
     from nx46vx.cli.app import app
 
     try:
@@ -21,12 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     except NX46Error as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        error.show(file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         return 3
     except OSError as error:
@@ -36,7 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         print("EnvironmentFault: out of memory. Fix: lower features.block or features.workers.", file=sys.stderr)
         return 7
-    except Exception:
+    except Exception as error:
+        show = getattr(error, "show", None)
+        if callable(show):  # the argument parser's own errors, whichever parser typer brings
+            show(file=sys.stderr)
+            return 2
         traceback.print_exc()
         print("This is a fault of the program itself. The run directory can be continued.", file=sys.stderr)
         return 1

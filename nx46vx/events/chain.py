@@ -77,7 +77,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, np.generic):
-        return value.item() if not isinstance(value, np.complexfloating) else repr(value.item())
+        if isinstance(value, np.bool_ | np.integer):
+            return value.item()
+        return float(str(value)) if isinstance(value, np.floating) else repr(value.item())  # shortest digits
     if isinstance(value, PathLike):
         return fspath(value)
     if isinstance(value, set | frozenset):
