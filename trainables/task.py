@@ -138,9 +138,10 @@ class TaskFactory:
     def open(self, candidate: Candidate) -> Iterator[CandidateTask]:
         """A task with its own event writer, closed on leaving. A candidate that growth added is found in the plan."""
         plan = self.plan if candidate.meta_neuron < len(self.plan.neurons) else load_fit_plan(self.run)
+        store = open_store(plan, self.run, self.fence)
+        store.claim(candidate.candidate_id)  # whatever an orphan of an earlier session still writes is refused from here
         log = EventLog(RunPaths(self.run).events, candidate.candidate_id, run_id=plan.run_id, fence=self.fence)
         try:
-            store = open_store(plan, self.run, self.fence)
             task = CandidateTask(candidate, plan, store, log, self.until)
             log.supersede(task.covered_events, "the run was interrupted after this writer's last checkpoint")
             task.announce()

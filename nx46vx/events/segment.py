@@ -136,6 +136,8 @@ def read_seal(files: Files, paths: SegmentPaths) -> Seal:
 
 
 def _is_folder(files: Files, path: Path) -> bool:
+    if files.is_link(path):
+        return False
     try:
         files.listdir(path)
     except OSError:

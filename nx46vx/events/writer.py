@@ -9,7 +9,6 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from hashlib import sha512
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +19,8 @@ from nx46vx.events.packing import close_segment
 from nx46vx.events.recover import recover
 from nx46vx.events.seal import retire_run_seal
 from nx46vx.events.segment import Position, SegmentPaths, valid_writer
-from nx46vx.runtime.files import REAL_FILES, Files, make_folder, remove_file, write_all
+from nx46vx.events.tail import Tail
+from nx46vx.runtime.files import REAL_FILES, Files, make_folder
 
 _LIVE: weakref.WeakSet[EventLog] = weakref.WeakSet()
 
@@ -50,12 +50,10 @@ class EventLog:
             raise UsageError("not a writer's name", where=folder, found=repr(writer), fix="use letters, digits, ._=+@-")
         self.folder = Path(folder) / writer
         self.writer, self.run_id, self.fence = writer, run_id, fence
-        self._files, self._segment_bytes = files, segment_bytes
+        self._files = files
         self._lock = threading.Lock()  # the chain's state
         self._sync_lock = threading.Lock()  # file handles; taken before _lock, never after
-        self._refusal: NX46Error | None = None
-        self._pending: bytes | None = None  # a line whose write has begun and is not known to be done
-        self._handle, self._bytes, self._dirty = -1, 0, False
+        self._open = True
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
@@ -64,12 +62,10 @@ class EventLog:
             make_folder(files, self.folder)
             found = recover(files, self.folder, writer, fence)
             retire_run_seal(files, Path(folder))
-            self._count, self._head = found.position.count, found.position.head
-            self._opened_at = found.position.count
-            self._open_segment(found.next_segment)
+            self._tail = Tail(files, self.folder, found.position, found.next_segment, segment_bytes)
         except OSError as error:
             raise from_os_error(error, "opening the event log", self.folder) from error
-        _LIVE.add(self)
+        self._opened_at = found.position.count
         try:
             self.emit(
                 "WRITER_OPEN", continues_count=found.position.count, continues_head=found.position.head,
@@ -77,8 +73,9 @@ class EventLog:
                 segment=found.next_segment, pid=os.getpid(), host=platform.node(),
             )  # fmt: skip
         except NX46Error:
-            files.close(self._handle)
+            files.close(self._tail.handle)
             raise
+        _LIVE.add(self)
         if background_sync_s is not None:
             self._thread = threading.Thread(
                 target=self._keep_durable, args=(background_sync_s,), name=f"log {writer}", daemon=True
@@ -96,12 +93,12 @@ class EventLog:
     @property
     def count(self) -> int:
         """Lines in this writer's chain, over all its segments."""
-        return self._count
+        return self._tail.count
 
     @property
     def head(self) -> str:
         """Digest of the last line."""
-        return self._head
+        return self._tail.head
 
     def emit(self, event: str, /, **fields: Any) -> None:
         """Write one event. It is in the operating system's hands when this returns, on disk after ``sync``."""
@@ -110,44 +107,31 @@ class EventLog:
                 "an event uses the log's own field names", where=event, found=sorted(chain.RESERVED & set(fields))
             )
         with self._lock:
-            if self._refusal is not None:
-                raise self._refusal.with_traceback(None)
-            if self._pending is not None:
-                self._settle()
+            tail = self._tail
+            tail.check()
             record = {
-                "ts_ns": time.time_ns(), "seq": self._count, "writer": self.writer, "run_id": self.run_id,
-                "fence": self.fence, "event": event, "prev": self._head, **fields,
+                "ts_ns": time.time_ns(), "seq": tail.count, "writer": self.writer, "run_id": self.run_id,
+                "fence": self.fence, "event": event, "prev": tail.head, **fields,
             }  # fmt: skip
-            line = chain.encode(record)
-            data = self._pending = line + b"\n"
-            try:
-                written = self._write(self._handle, data)
-                if written != len(data):
-                    write_all(self._files, self._handle, data[written:])
-            except OSError as error:
-                raise from_os_error(error, "writing to the event log", self._paths.plain) from error
-            self._advance(line)
-            full = self._bytes >= self._rotate_at
+            full = tail.append(chain.encode(record))
         if full:
             self._rotate()
 
     def sync(self) -> Mapping[str, Any]:
         """Make every line durable; returns the anchor: ``writer``, ``head`` (digest of the last line), ``count``."""
+        tail = self._tail
         with self._sync_lock:
             with self._lock:
-                if self._refusal is not None:
-                    raise self._refusal.with_traceback(None)
-                if self._pending is not None:
-                    self._settle()
-                anchor = {"writer": self.writer, "head": self._head, "count": self._count}
-                dirty, self._dirty = self._dirty, False
+                tail.check()
+                anchor = {"writer": self.writer, "head": tail.head, "count": tail.count}
+                dirty, tail.dirty = tail.dirty, False
             if dirty:
                 try:
-                    self._files.fdatasync(self._handle)
+                    self._files.fdatasync(tail.handle)
                 except OSError as error:
-                    raise self._refuse(from_os_error(error, "syncing the event log", self._paths.plain)) from error
-            if not self._files.exists(self._paths.plain):
-                raise self._refuse(StoppedError("another process writes this log now", where=self._paths.plain))
+                    raise tail.refuse(from_os_error(error, "syncing the event log", tail.paths.plain)) from error
+            if not self._files.exists(tail.paths.plain):
+                raise tail.refuse(StoppedError("another process writes this log now", where=tail.paths.plain))
         return anchor
 
     def supersede(self, after_count: int, reason: str) -> int:
@@ -172,94 +156,45 @@ class EventLog:
 
     def close(self) -> None:
         """Make the log durable and let go of it; the last segment stays open for a next writer. Harmless twice."""
-        self._stop_thread()
-        if self._handle < 0:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stopping = True
+            self._wake.set()
+            thread.join()
+        if not self._open:
             return
         try:
-            if self._refusal is None:
+            if self._tail.refusal is None:
                 self.sync()
         finally:
             with self._sync_lock, self._lock:
-                handle, self._handle = self._handle, -1
-                self._refusal = self._refusal or UsageError("the event log is closed", where=self.folder)
-                self._files.close(handle)
+                self._open = False
+                self._tail.refuse(UsageError("the event log is closed", where=self.folder))
+                self._files.close(self._tail.handle)
             self._pack_closed()
 
     def seal(self) -> None:
-        """Close the log at a normal end: its last segment is packed and sealed too."""
-        if self._handle >= 0:
-            if self._refusal is not None:
-                raise self._refusal.with_traceback(None)
-            self.close()
-            try:
-                close_segment(self._files, self._paths, self.writer, self._start)
-            except OSError as error:
-                raise from_os_error(error, "sealing the event log", self._paths.plain) from error
-
-    def _advance(self, line: bytes) -> None:
-        head, count, size = sha512(line).hexdigest(), self._count + 1, self._bytes + len(line) + 1
-        # nothing is called in here, so no signal handler comes in between
-        self._head, self._count, self._bytes, self._dirty, self._pending = head, count, size, True, None
-
-    def _settle(self) -> None:
-        """Finish the line whose write was cut short (disk full, an interrupt between two instructions).
-
-        A line of which nothing was written is dropped: whoever emitted it was told so.
-        """
-        pending = self._pending or b""
+        """Close the log at a normal end: its last segment is packed and sealed too. Harmless on a closed log."""
+        if not self._open:
+            return
+        if self._tail.refusal is not None:
+            raise self._tail.refusal.with_traceback(None)
+        self.close()
         try:
-            there = self._files.read(self._paths.plain, self._bytes)
-            if not pending.startswith(there):
-                raise self._refuse(IntegrityError("another process writes to this log", where=self._paths.plain))
-            if there:
-                write_all(self._files, self._handle, pending[len(there) :])
+            close_segment(self._files, self._tail.paths, self.writer, self._tail.start)
         except OSError as error:
-            raise from_os_error(error, "writing to the event log", self._paths.plain) from error
-        if there:
-            self._advance(pending[:-1])
-        else:
-            self._pending = None
-
-    def _refuse(self, error: NX46Error) -> NX46Error:
-        """From now on every call raises this."""
-        self._refusal = self._refusal or error
-        return error
-
-    def _open_segment(self, number: int) -> None:
-        paths = SegmentPaths(self.folder, number)
-        handle = self._files.create(paths.plain)
-        try:
-            self._files.fsync_folder(self.folder)
-        except OSError as error:
-            self._files.close(handle)
-            remove_file(self._files, paths.plain)
-            raise self._refuse(from_os_error(error, "opening a log segment", paths.plain)) from error
-        self._paths, self._handle, self._write = paths, handle, self._files.write
-        self._start, self._rotate_at = Position(self._count, self._head), self._segment_bytes
-        self._bytes, self._dirty = 0, False
+            raise from_os_error(error, "sealing the event log", self._tail.paths.plain) from error
 
     def _rotate(self) -> None:
-        """Make the full segment durable, go on in the next one, and have the full one packed."""
-        with self._sync_lock:
-            with self._lock:
-                if self._bytes < self._rotate_at or self._refusal is not None:
-                    return
-                paths, handle, start = self._paths, self._handle, self._start
-                try:
-                    self._files.fdatasync(handle)
-                except OSError as error:
-                    raise self._refuse(from_os_error(error, "closing a log segment", paths.plain)) from error
-                try:
-                    self._open_segment(paths.number + 1)
-                except OSError:  # no room for a new file: this one goes on, and the next try comes a little later
-                    self._rotate_at = self._bytes + self._segment_bytes // 8
-                    return
-                self._files.close(handle)
-            self._to_pack.put((paths, start))
-        if self._thread is None:
-            self._pack_closed()
-        else:
-            self._wake.set()
+        """Go on in the next segment and have the full one packed."""
+        with self._sync_lock, self._lock:
+            closed = self._tail.rotate()
+        if closed is not None:
+            self._to_pack.put(closed)
+            if self._thread is None:
+                self._pack_closed()
+            else:
+                self._wake.set()
 
     def _pack_closed(self) -> None:
         """Pack the segments that are full. A full disk leaves one as it is; the next opening packs it."""
@@ -268,11 +203,10 @@ class EventLog:
             try:
                 close_segment(self._files, paths, self.writer, start)
             except OSError as error:
-                if self._refusal is None:
+                if self._tail.refusal is None:
                     self.emit("SEGMENT_PACK_FAILED", segment=paths.number, error=str(error))
             except NX46Error as error:
-                self._refuse(error)
-                raise
+                raise self._tail.refuse(error) from error
 
     def _keep_durable(self, every_s: float) -> None:
         while not self._stopping:
@@ -280,25 +214,18 @@ class EventLog:
             self._wake.clear()
             try:
                 self._pack_closed()
-                if self._dirty:
+                if self._tail.dirty:
                     self.sync()
             except NX46Error:
-                if self._refusal is not None:  # the next emit raises it
+                if self._tail.refusal is not None:  # the next emit raises it
                     return
 
     def _disown(self) -> None:
         """In a forked child: the log stays the parent's."""
         self._lock, self._sync_lock, self._thread = threading.Lock(), threading.Lock(), None
-        self._refusal = UsageError(
-            "a forked process uses its parent's event log", where=self.folder, fix="open a log with another writer name"
+        self._tail.refuse(
+            UsageError("a forked process uses its parent's event log", where=self.folder, fix="open one of its own")
         )
-
-    def _stop_thread(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._stopping = True
-            self._wake.set()
-            thread.join()
 
 
 def _disown_all() -> None:

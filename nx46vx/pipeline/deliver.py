@@ -6,6 +6,8 @@ from typing import Any
 
 from nx46vx import __version__
 from nx46vx.errors import IntegrityError
+from nx46vx.events.seal import seal_run
+from nx46vx.logs import say
 from nx46vx.pipeline.choose import Choice
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.fit import FitResult
@@ -15,6 +17,7 @@ from nx46vx.runtime.atomic import write_json, write_text
 from nx46vx.runtime.digest import digest_file
 from nx46vx.submission.gate import check_submission
 from nx46vx.submission.package import write_submission
+from trainables.task import open_store
 
 
 def package(session: Session, cases: Cases, foreground: dict[str, float]) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def report(
     session: Session, cases: Cases, fit: FitResult, choice: Choice, segmented: dict[str, Any],
     submission: dict[str, Any], seconds: dict[str, float],
 ) -> dict[str, Any]:  # fmt: skip
-    """Write ``report.json`` and ``report.md``; the former's ``complete`` marks the run as finished."""
+    """Write ``report.md`` and return ``report.json``'s value, which ``finish`` writes."""
     best = min(fit.records.values(), key=lambda r: (float(r["objective"]), str(r["candidate_id"])))
     value = {
         "complete": True,
@@ -63,5 +66,18 @@ def report(
         "seconds": seconds,
     }
     write_text(session.paths.report_md, report_markdown(value))
+    return value
+
+
+def finish(session: Session, fit: FitResult, value: dict[str, Any]) -> dict[str, Any]:
+    """Close the run for good: ``EXEC_COMPLETE``, every log sealed, and last ``report.json``, which marks it finished."""
+    session.log.emit(
+        "EXEC_COMPLETE", submission_sha512=value["submission"]["sha512"], reduced=session.settings.reduced
+    )
+    session.log.seal()
+    store = open_store(fit.plan, session.paths.root, session.fence)
+    store.tidy()
+    value = {**value, "log_root": seal_run(session.paths.events, store.manifest_digests())}
     write_json(session.paths.report_json, value)
+    say(f"log sealed, root {value['log_root'][:32]}...")
     return value

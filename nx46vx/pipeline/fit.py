@@ -21,6 +21,7 @@ from nx46vx.pipeline.growing import Grower
 from nx46vx.pipeline.planfile import frozen_fit, identity_of, write_plan
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.heartbeat import heartbeat
+from nx46vx.runtime.sink import trace_array
 from search.executor import Executor, SearchJob
 from search.resources import Resources
 from search.source import CandidateSource, Records
@@ -41,8 +42,13 @@ def load_samples(session: Session, cases: Cases, mapper: Mapper) -> tuple[FitDat
     """Build or map the samples of every pair; training and validation data, hold-out samples, and their keys."""
     requests = cases.requests(session)
     covered: list[str] = []
+    cache = FeatureCache(session.cache_dir, sink=session.log)
+    built = {request.case.case_id for request in requests if not cache.has(request.key)}
 
     def done(samples: Samples) -> None:
+        if samples.case_id in built:
+            trace_array(session.log, "features", samples.features, case_id=samples.case_id)
+        trace_array(session.log, "labels", samples.y, case_id=samples.case_id)
         covered.append(samples.case_id)
         session.log.emit(
             "TRAIN_COVERAGE_PROGRESS", case_id=samples.case_id, pairs_done=len(covered), pairs_total=len(requests),
@@ -50,7 +56,7 @@ def load_samples(session: Session, cases: Cases, mapper: Mapper) -> tuple[FitDat
         )  # fmt: skip
 
     with heartbeat(session.log, "features"):
-        samples = FeatureCache(session.cache_dir, sink=session.log).build(requests, executor=mapper, on_done=done)
+        samples = cache.build(requests, executor=mapper, on_done=done)
     session.log.emit(
         "TRAIN_COVERAGE_FINAL", pairs=len(covered),
         train_pair_coverage_pct_effective=100.0 * len(covered) / cases.coverage.discovered,

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from nx46vx.data.volume_io import read_volume
-from nx46vx.features.blocks import sample_features
+from nx46vx.features.blocks import iter_blocks
 from nx46vx.features.cache import FeatureCache
 from nx46vx.features.pool import feature_names
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.request import SampleRequest
-from nx46vx.features.sampling import case_seed, sample_natural
+from nx46vx.model.calibration import seconds_per_cell
 from nx46vx.model.candidates import TILE
 from nx46vx.pipeline.dataset import Cases, find_cases
 from nx46vx.pipeline.planfile import read_plan, write_plan
@@ -27,6 +27,8 @@ from search.resources import Resources, plan_resources
 
 #: Seconds that Ray and Tune need besides the fit, measured for 135 trials on two cores.
 TUNE_SECONDS = 15.0
+#: Edge of the block of voxels whose features are timed.
+CROP = 64
 
 
 def plan(settings: Settings, root: Path, *, fresh: bool = False) -> dict[str, Any]:
@@ -63,38 +65,32 @@ def plan(settings: Settings, root: Path, *, fresh: bool = False) -> dict[str, An
 def _estimate(
     session: Session, cases: Cases, requests: list[SampleRequest], misses: int, resources: Resources
 ) -> dict[str, float]:
-    """Seconds per phase, from timing the features of one case and a few passes over random samples."""
+    """Seconds per phase, from timing one small block of features and a few passes over random samples."""
     settings = session.settings
     request = requests[0]
     volume = read_volume(request.case.image, case_id=request.case.case_id)
     started = time.perf_counter()
     reference = measure_reference(volume)
     reference_seconds = time.perf_counter() - started
-    label = read_volume(request.case.label, case_id=request.case.case_id)  # type: ignore[arg-type]
-    index = sample_natural(label, 2000, case_seed(settings.seed, request.case.case_id, "calibration"))
+    crop = np.asarray(volume[:CROP, :CROP, :CROP])
     started = time.perf_counter()
-    sample_features(volume, reference, feature_names(), index, block=settings.features.block)
-    per_voxel = (time.perf_counter() - started) / index.size
-    per_case = reference_seconds + per_voxel * request.limit
-    cell = _seconds_per_cell(settings, resources)
-    samples = sum(min(r.limit, sum(r.case.counts or (0, 0))) for r in requests if r.role == "train")
-    candidates = settings.grid.meta_neurons * TILE
-    iterations = settings.iterations
+    for _ in iter_blocks(crop, reference, feature_names(), block=CROP):
+        pass
+    per_voxel = (time.perf_counter() - started) / crop.size
+    voxels_per_case = float(np.mean([np.prod(request.case.shape) for request in requests]))
+    per_case = reference_seconds + per_voxel * voxels_per_case
+    cell = seconds_per_cell(
+        settings.grid.features_per_neuron, device=resources.device.name, threads=resources.engine_threads
+    )
+    samples = sum(min(r.limit, sum((r.case.counts or (0, 0, 0))[:2])) for r in requests if r.role == "train")
+    lanes = settings.grid.meta_neurons * TILE
     voxels = sum(int(np.prod(case.shape)) for case in cases.dataset.test)
     features = misses * per_case / workers(settings)
-    fit = cell * samples * candidates * iterations * 1.2
+    fit = cell * samples * lanes * settings.iterations * 1.2  # the evaluations take the rest
     overhead = TUNE_SECONDS if settings.resources.executor == "ray" else 0.0
-    segment = voxels * per_voxel / 2
+    segment = voxels * per_voxel
     return {
         "features_seconds": features, "train_seconds": fit + overhead, "segment_seconds": segment,
         "total_seconds": features + fit + overhead + segment,
     }  # fmt: skip
 
-
-def _seconds_per_cell(settings: Settings, resources: Resources) -> float:
-    """Seconds per sample, lane and iteration of a full tile of random samples on this machine."""
-    from nx46vx.model.calibration import seconds_per_cell
-
-    return seconds_per_cell(
-        settings.grid.features_per_neuron, device=resources.device.name, threads=resources.engine_threads
-    )

@@ -17,7 +17,7 @@ from nx46vx import __version__
 from nx46vx.logs import say
 from nx46vx.pipeline.choose import choose
 from nx46vx.pipeline.dataset import find_cases
-from nx46vx.pipeline.deliver import package, report
+from nx46vx.pipeline.deliver import finish, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
 from nx46vx.pipeline.planfile import write_plan
 from nx46vx.pipeline.segment import segment
@@ -108,8 +108,7 @@ def _stages(session: Session, resources: Resources, executor: Executor) -> dict[
         train_pair_coverage_pct_effective=cases.coverage.pct, coverage_gap_reason=cases.coverage.reason,
         coverage_gap_is_justified=cases.coverage.justified, reduced=session.settings.reduced,
     )  # fmt: skip
-    session.log.emit("EXEC_COMPLETE", submission_sha512=submission["sha512"], reduced=session.settings.reduced)
-    return value
+    return finish(session, fit, value)
 
 
 def _boot(session: Session, resources: Resources) -> None:

@@ -50,6 +50,8 @@ class Files(Protocol):
 
     def exists(self, path: Path) -> bool: ...
 
+    def is_link(self, path: Path) -> bool: ...
+
     def read(self, path: Path, offset: int = 0, size: int = -1) -> bytes:
         """At most ``size`` bytes (-1: all) from ``offset`` on, of a regular file that is no link."""
         ...
@@ -68,6 +70,7 @@ class RealFiles:
     unlink = staticmethod(os.unlink)
     listdir = staticmethod(os.listdir)
     exists = staticmethod(os.path.lexists)
+    is_link = staticmethod(os.path.islink)
 
     def create(self, path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -159,7 +162,10 @@ def make_folder(files: Files, path: Path) -> None:
 
 
 def remove_folder(files: Files, path: Path) -> None:
-    """Remove a folder of plain files. Not made durable: a folder that comes back after a crash does no harm."""
+    """Remove a folder of plain files (of a link only itself). Not durable: what comes back has to do no harm."""
+    if files.is_link(path):
+        files.unlink(path)
+        return
     for name in files.listdir(path):
         files.unlink(path / name)
     files.rmdir(path)

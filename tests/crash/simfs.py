@@ -144,6 +144,9 @@ class SimFiles:
             return False
         return path.name in folder.names or path == Path("/")
 
+    def is_link(self, path: Path) -> bool:
+        return False
+
     def read(self, path: Path, offset: int = 0, size: int = -1) -> bytes:
         self._alive()
         file = self._folder(path.parent).names.get(path.name)

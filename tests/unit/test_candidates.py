@@ -7,7 +7,7 @@ import re
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nx46vx.model.candidates import TILE, Candidate, Grid
@@ -64,17 +64,20 @@ def test_the_name_is_readable_and_stable(candidate: Candidate, name: str) -> Non
     assert candidate.candidate_id == name
 
 
+@settings(deadline=None)
 @given(st.integers(0, 999), penalties, penalties)
 def test_the_name_can_be_a_file_name(k: int, l1: float, l2: float) -> None:
     assert re.fullmatch(r"[A-Za-z0-9._+-]{1,100}", Candidate(k, l1, l2).candidate_id)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 999), penalties, penalties, penalties)
 def test_unlike_candidates_have_unlike_names(k: int, l1: float, l2: float, other: float) -> None:
     if other != l1:
         assert Candidate(k, l1, l2).candidate_id != Candidate(k, other, l2).candidate_id
 
 
+@settings(deadline=None)
 @given(st.integers(0, 999), penalties, penalties)
 def test_json_gives_the_very_same_candidate_back(k: int, l1: float, l2: float) -> None:
     candidate = Candidate(k, l1, l2)

@@ -319,9 +319,13 @@ def test_a_failed_background_sync_reaches_the_program(tmp_path):
     log = opened(tmp_path, files=files, background_sync_s=0.001)
     files.failing = True
     with pytest.raises(EnvironmentFault):
-        for _ in range(100_000):
-            log.emit("x")
+        emit_for_ever(log)
     log.close()
+
+
+def emit_for_ever(log: EventLog) -> None:
+    for _ in range(1_000_000):
+        log.emit("x")
 
 
 def test_an_interrupt_in_the_middle_of_a_line_leaves_a_sound_log(tmp_path):

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nx46vx.model.growth import GrowthDecision, GrowthFigures, decide_growth, grouped_error
@@ -23,6 +23,7 @@ def clustered(groups: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray, 
     return rng.normal(1.0, 0.5, groups)[ids] + rng.normal(0, 1, ids.size), ids, rng.uniform(0.2, 2.0, ids.size)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 12), st.integers(2, 80), st.booleans())
 def test_mean_and_error_are_those_of_the_ratio_estimator_written_out(
     seed: int, groups: int, n: int, weighted: bool

@@ -97,13 +97,21 @@ def test_a_directory_gets_its_lock_inside(tmp_path):
             DirectoryLock(tmp_path).acquire()
 
 
-def test_a_removed_lock_file_does_not_let_two_in(tmp_path):
-    """Whoever opened the old file before it was removed notices, and locks the new one."""
-    with DirectoryLock(tmp_path / "run.lock"):
-        (tmp_path / "run.lock").unlink()
-        with DirectoryLock(tmp_path / "run.lock") as second, pytest.raises(LockedError):
-            assert second.held
-            DirectoryLock(tmp_path / "run.lock").acquire()
+def test_a_lock_file_that_is_removed_while_it_is_being_taken_is_not_the_one_that_counts(tmp_path, monkeypatch):
+    """Two that opened the file at the same time must not end up with one lock each, on the old and on a new file."""
+    path, real = tmp_path / "run.lock", fcntl.flock
+    removed = []
+
+    def remove_first(handle, how):
+        if not removed:
+            removed.append(path.unlink())
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with DirectoryLock(path) as lock:
+        assert read_holder(path)["fence"] == lock.fence
+        with pytest.raises(LockedError):
+            DirectoryLock(path).acquire()
 
 
 def _hold_on(ready, end):

@@ -51,6 +51,7 @@ def test_f_scores_and_iou_are_those_of_scikit_learn_at_every_threshold(seed: int
     assert counts.negatives == int((1 - y).sum())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 10**6))
 def test_counts_of_two_parts_add_up_to_the_counts_of_the_whole(n: int, m: int, seed: int) -> None:
     p, y = scored(n + m, seed, rare=0.4)
@@ -82,7 +83,7 @@ def test_the_best_threshold_has_the_best_f_half_and_is_the_lowest_among_equals()
     assert THRESHOLDS[split.best()] == 0.35
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 80), st.integers(0, 10**6), st.integers(1, 12))
 def test_average_precision_is_that_of_scikit_learn_with_ties_too(n: int, seed: int, levels: int) -> None:
     rng = np.random.default_rng(seed)

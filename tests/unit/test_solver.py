@@ -50,6 +50,7 @@ def run(solver: TileSolver, problem: Quadratic, steps: int) -> list[np.ndarray]:
     return [solver.step(*problem(solver.point), ALL) for _ in range(steps)]
 
 
+@settings(deadline=None)
 @given(tiles, rates)
 def test_soft_threshold_moves_every_entry_towards_zero_and_not_beyond(values: np.ndarray, by: np.ndarray) -> None:
     found = soft_threshold(values, by)
@@ -60,7 +61,7 @@ def test_soft_threshold_moves_every_entry_towards_zero_and_not_beyond(values: np
             assert found[row, lane] == expected
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(reals, st.floats(0, 5))
 def test_soft_threshold_is_the_proximal_operator_of_the_absolute_value(value: float, by: float) -> None:
     found = float(soft_threshold(np.array([[value]]), np.array([by]))[0, 0])
@@ -68,6 +69,7 @@ def test_soft_threshold_is_the_proximal_operator_of_the_absolute_value(value: fl
     assert 0.5 * (found - value) ** 2 + by * abs(found) <= (0.5 * (around - value) ** 2 + by * abs(around)).min() + 1e-9
 
 
+@settings(deadline=None)
 @given(tiles, rates, rates)
 def test_penalty_is_the_elastic_net_without_the_intercept(theta: np.ndarray, l1: np.ndarray, l2: np.ndarray) -> None:
     for lane, found in enumerate(penalty(theta, l1, l2)):
@@ -89,6 +91,7 @@ def test_the_optimality_gap_is_zero_at_an_optimum_and_only_there() -> None:
         assert (optimality_gap(theta, moved, l1, l2) > 9e-4).all()
 
 
+@settings(deadline=None)
 @given(tiles, tiles, rates, rates)
 def test_the_optimality_gap_is_the_largest_entry_of_the_smallest_subgradient(
     theta: np.ndarray, gradient: np.ndarray, l1: np.ndarray, l2: np.ndarray
@@ -260,6 +263,7 @@ def test_a_state_taken_out_is_a_copy() -> None:
     assert not (solver.theta[:, 2] == 99.0).any()
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(np.float64, 5, elements=st.floats(allow_nan=False)), hnp.arrays(np.float64, 5, elements=reals),
     st.floats(1, 1e6), st.integers(0, 2**40), st.integers(0, 2**40),

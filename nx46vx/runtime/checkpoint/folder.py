@@ -96,6 +96,8 @@ def read_checkpoint(files: Files, path: Path) -> Checkpoint:
 
 
 def read_manifest(files: Files, path: Path) -> dict[str, Any]:
+    if files.is_link(path):
+        raise IntegrityError("a checkpoint is a link", where=path)
     raw = _read(files, path / MANIFEST, manifests.MAX_BYTES)
     try:
         return manifests.parse(raw)

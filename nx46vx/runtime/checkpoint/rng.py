@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from nx46vx.errors import IntegrityError
+from nx46vx.errors import IntegrityError, NX46Error
 
 #: Why a manifest holds no generator state, unless the caller says otherwise.
 NOT_USED = "not used: every draw is a function of the seed and a spawn key"
+GENERATORS = ("numpy", "python", "torch")
 _MARKS = {"__tuple__", "__int__", "__bytes__", "__array__"}
 
 
@@ -65,3 +66,22 @@ def decode_state(value: Any) -> Any:
         return np.frombuffer(bytes.fromhex(data), np.dtype(dtype)).reshape(shape).copy()
     except (ValueError, TypeError) as error:
         raise IntegrityError("a generator's state is damaged", found=str(error)[:200]) from error
+
+
+def rng_fields(rng: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's ``rng_state_*`` and, for those that are null, ``rng_state_reasons``.
+
+    ``rng``: generator -> its state, or a text that says why there is none.
+    """
+    unknown = set(rng) - set(GENERATORS)
+    if unknown:
+        raise NX46Error("no such random generator", found=sorted(unknown), fix=f"use {', '.join(GENERATORS)}")
+    fields: dict[str, Any] = {"rng_state_reasons": {}}
+    for name in GENERATORS:
+        state = rng.get(name, NOT_USED)
+        if state is None or isinstance(state, str):
+            fields["rng_state_reasons"][name] = state or NOT_USED
+            fields[f"rng_state_{name}"] = None
+        else:
+            fields[f"rng_state_{name}"] = encode_state(state)
+    return fields

@@ -14,7 +14,7 @@ from nx46vx.errors import IntegrityError, NX46Error, UsageError, from_os_error
 from nx46vx.runtime.checkpoint import manifest as manifests
 from nx46vx.runtime.checkpoint.folder import MANIFEST, Checkpoint, pack_arrays, read_checkpoint
 from nx46vx.runtime.checkpoint.retention import removable
-from nx46vx.runtime.checkpoint.rng import NOT_USED, encode_state
+from nx46vx.runtime.checkpoint.rng import rng_fields
 from nx46vx.runtime.checkpoint.shelf import Shelf, valid_owner
 from nx46vx.runtime.checkpoint.version import code_version
 from nx46vx.runtime.digest import digest_bytes
@@ -23,7 +23,6 @@ from nx46vx.runtime.sink import EventSink, NullSink
 
 #: ``merkle_prev`` of an owner's first checkpoint.
 NO_ANCHOR = "0" * 128
-_RNG = ("numpy", "python", "torch")
 
 
 @dataclass
@@ -95,7 +94,7 @@ class CheckpointStore:
             fields |= {
                 "model_state": dict(model_state), "best_metrics": dict(metrics), "data_cursor": dict(data_cursor),
                 "optimizer_state": dict(optimizer_state) if optimizer_state is not None else None,
-                **_rng_fields(rng or {}),
+                **rng_fields(rng or {}),
             }  # fmt: skip
             manifest = manifests.render(fields)
             known.next_number += 1
@@ -281,19 +280,3 @@ def _age(checkpoint: Checkpoint) -> tuple[int, int, int]:
     """Newest is largest: by number, then fencing epoch; the clock, which may be wrong, comes last."""
     manifest = checkpoint.manifest
     return manifest["number"], manifest["fence"], manifest["ts_ns"]
-
-
-def _rng_fields(rng: Mapping[str, Any]) -> dict[str, Any]:
-    """``rng_state_*`` and, for those that are null, ``rng_state_reasons``."""
-    unknown = set(rng) - set(_RNG)
-    if unknown:
-        raise NX46Error("no such random generator", found=sorted(unknown), fix=f"use {', '.join(_RNG)}")
-    fields: dict[str, Any] = {"rng_state_reasons": {}}
-    for name in _RNG:
-        state = rng.get(name, NOT_USED)
-        if state is None or isinstance(state, str):
-            fields["rng_state_reasons"][name] = state or NOT_USED
-            fields[f"rng_state_{name}"] = None
-        else:
-            fields[f"rng_state_{name}"] = encode_state(state)
-    return fields
