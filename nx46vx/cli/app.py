@@ -9,6 +9,7 @@ import orjson
 import typer
 
 from nx46vx import __version__
+from nx46vx.cli import inspect
 from nx46vx.errors import UsageError
 from nx46vx.settings import Settings, SyntheticSettings, load_settings, parse_scalar
 
@@ -23,6 +24,10 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run directory; runs/<na
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value over the configuration, e.g. seed=1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Refuse a directory that exists.")]
+From = Annotated[Path | None, typer.Option(
+    "--resume-from-checkpoint", metavar="PATH",
+    help="Continue the run in this run directory, or a copy or zip of one, brought to --out.",
+)]  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)
@@ -36,12 +41,17 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def run(
     config: Config = None, data: Data = None, out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Accepted; an unfinished run always continues.")] = False,
-    fresh: Fresh = False, set_: Set = None, json: Json = False,
+    fresh: Fresh = False, resume_from_checkpoint: From = None, set_: Set = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Start a run, continue an unfinished one, or print a finished one's result."""
-    settings, root = _settle(config, data, out, set_)
-    if resume and fresh:
+    if (resume or resume_from_checkpoint is not None) and fresh:
         raise UsageError("--resume and --fresh exclude each other", fix="leave one out")
+    if resume_from_checkpoint is not None:
+        from nx46vx.pipeline.elsewhere import take_up
+
+        root, settings = take_up(resume_from_checkpoint, out, config, _overrides(data, set_))
+    else:
+        settings, root = _settle(config, data, out, set_)
     from nx46vx.pipeline.run import run as run_job
 
     report = run_job(settings, root, fresh=fresh)
@@ -97,7 +107,21 @@ def make_data(
     _print({"data": str(out), "train_cases": train, "test_cases": test}, json)
 
 
+app.command()(inspect.verify)
+app.command()(inspect.events)
+checkpoint = typer.Typer(help="Checkpoints of a run.", no_args_is_help=True, rich_markup_mode=None)
+checkpoint.command("export")(inspect.export)
+app.add_typer(checkpoint, name="checkpoint")
+
+
 def _settle(config: Path | None, data: Path | None, out: Path | None, pairs: list[str] | None) -> tuple[Settings, Path]:
+    settings = load_settings(config, overrides=_overrides(data, pairs))
+    if out is None:
+        out = Path("runs") / (config.stem if config is not None else "default")
+    return settings, out
+
+
+def _overrides(data: Path | None, pairs: list[str] | None) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
@@ -106,10 +130,7 @@ def _settle(config: Path | None, data: Path | None, out: Path | None, pairs: lis
         overrides[key.strip()] = parse_scalar(value, f"--set {key}")
     if data is not None:
         overrides["data.dir"] = str(data.resolve())
-    settings = load_settings(config, overrides=overrides)
-    if out is None:
-        out = Path("runs") / (config.stem if config is not None else "default")
-    return settings, out
+    return overrides
 
 
 def _print(value: dict[str, Any], as_json: bool) -> None:

@@ -1,180 +1,111 @@
-"""Passes over the samples for many tiles at once: the one file that touches torch and the device.
+"""Passes over the samples for many tiles at once: the sums that the solver asks for.
 
-A chunk of samples and a tile of 16 lanes meet in two matrix products of fixed shape, in float32 on one thread; the
-chunk's sums go to float64 and are added in chunk order. Threads take different chunks. So a lane's bits depend
-neither on the other lanes nor on the number of threads.
+On the CPU a kernel does the work, compiled when first wanted; on a GPU torch does, and on a CPU where the kernel cannot
+be had. Either way a lane's bits depend neither on the other lanes, nor on its place, nor on the number of threads.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import importlib
+from collections.abc import Mapping
+from typing import Literal, Protocol
 
 import numpy as np
-import torch
 
-from nx46vx.model.candidates import TILE
-from nx46vx.model.metrics import THRESHOLDS, Counts
-from nx46vx.model.neuron import NeuronSpec, bootstrap, fold, logit, unfold_gradient
-from nx46vx.model.samples import Chunk, FitData, Samples
+from nx46vx.model.metrics import Counts
+from nx46vx.model.neuron import NeuronSpec, bootstrap
+from nx46vx.model.samples import FitData
 from nx46vx.runtime.digest import digest_array
 
+#: What computes: machine code made by LLVM, or torch.
+KernelName = Literal["llvm", "torch"]
 
-@dataclass
-class _Tile:
-    """What a meta-neuron needs on the device."""
 
-    spec: NeuronSpec
-    rows: torch.Tensor
-    shift: torch.Tensor
-    scale: torch.Tensor
-    multiplicity: torch.Tensor
-    cuts: torch.Tensor
+class _Backend(Protocol):
+    """What does the work behind ``Passes``; ``add`` may raise anything when the kernel cannot be compiled."""
+
+    def add(self, spec: NeuronSpec, multiplicity: np.ndarray) -> None: ...
+    def gradients(
+        self, thetas: Mapping[int, np.ndarray], lanes: Mapping[int, np.ndarray] | None = None
+    ) -> dict[int, tuple[np.ndarray, np.ndarray]]: ...
+    def validate(
+        self, thetas: Mapping[int, np.ndarray], lanes: Mapping[int, np.ndarray] | None = None
+    ) -> dict[int, tuple[np.ndarray, list[Counts]]]: ...
+    def close(self) -> None: ...
 
 
 class Passes:
-    """The samples of a fit on one device, and the sums over them that the solver asks for."""
+    """The samples of a fit on one device, and the sums over them.
 
-    def __init__(self, data: FitData, *, seed: int, device: str = "cpu", threads: int = 1) -> None:
-        self.data, self.seed, self.device, self.threads = data, seed, torch.device(device), threads
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)
-        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        groups, _ = data.train_groups
-        self._train = [self._place(case) for case in data.train]
-        self._groups = [torch.from_numpy(ids).to(self.device, torch.int64) for ids in groups]
-        self._validation = [self._place(case) for case in data.validation]
-        self._tiles: dict[int, _Tile] = {}
+    ``kernel`` says what computes, ``kernel_reason`` why. ``prefer="torch"`` leaves the kernel alone.
+    """
+
+    def __init__(
+        self, data: FitData, *, seed: int, device: str = "cpu", threads: int = 1, prefer: KernelName = "llvm"
+    ) -> None:
+        self.data, self.seed, self.device, self.threads = data, seed, device, threads
+        self.kernel: KernelName = "torch"
+        self.kernel_reason = "asked for"
+        self._known: list[tuple[NeuronSpec, np.ndarray]] = []
+        self._backend: _Backend
+        if device.partition(":")[0] != "cpu":
+            self.kernel_reason = f"the device is {device}"
+        elif prefer == "llvm":
+            try:
+                self._backend = importlib.import_module("nx46vx.model.kernel_passes").KernelPasses(
+                    data, threads=threads
+                )
+                self.kernel, self.kernel_reason = "llvm", "the device is cpu"
+                return
+            except Exception as error:
+                self.kernel_reason = _why(error)
+        self._backend = self._torch()
 
     def add(self, spec: NeuronSpec) -> None:
-        """Make a meta-neuron known; its bootstrap is drawn again and compared with the spec's digest."""
+        """Make a meta-neuron known; its bootstrap is drawn again and compared with the spec's digest.
+
+        Raises:
+            ValueError: the bootstrap is another one.
+        """
         drawn = bootstrap(self.data, self.seed, spec.meta_neuron)
         if digest_array(drawn) != spec.weights_digest:
             raise ValueError(f"the bootstrap of meta-neuron {spec.meta_neuron} differs from the plan's")
-        f = len(spec.view)
-        cuts = [logit(threshold) - spec.prior_shift for threshold in THRESHOLDS]
-        self._tiles[spec.meta_neuron] = _Tile(
-            spec,
-            torch.from_numpy(self.data.rows(spec.view)).to(self.device),
-            self._vector(spec.shift[:f])[:, None],
-            self._vector(spec.scale[:f])[:, None],
-            torch.from_numpy(drawn.astype(np.float32)).to(self.device),
-            self._vector(cuts),
-        )
+        try:
+            self._backend.add(spec, drawn)
+        except Exception as error:
+            if self.kernel == "torch":
+                raise
+            self._backend.close()
+            self.kernel, self.kernel_reason = "torch", _why(error)
+            self._backend = self._torch()
+            for known in (*self._known, (spec, drawn)):
+                self._backend.add(*known)
+        self._known.append((spec, drawn))
 
-    def close(self) -> None:
-        self._pool.shutdown()
-
-    def gradients(self, thetas: dict[int, np.ndarray]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def gradients(
+        self, thetas: Mapping[int, np.ndarray], lanes: Mapping[int, np.ndarray] | None = None
+    ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Weighted mean cross-entropy (TILE,) and its gradient (3F + 1, TILE) of each meta-neuron's lanes.
 
-        ``thetas`` maps meta-neurons to float64 (3F + 1, TILE). One pass over the training samples serves them all.
+        ``thetas`` maps meta-neurons to float64 (3F + 1, TILE). ``lanes`` maps them to the lanes that are wanted, bool
+        (TILE,), all unless given; the figures of the others mean nothing. One pass over the samples serves them all.
         """
-        tiles = [self._tiles[k] for k in thetas]
-        weights = [self._fold(tile, theta) for tile, theta in zip(tiles, thetas.values(), strict=True)]
-        chunks = self.data.train_chunks
-        sums = [np.zeros((len(chunks), 2 + tile.spec.columns, TILE)) for tile in tiles]
+        return self._backend.gradients(thetas, lanes)
 
-        def work(first: int) -> None:
-            for number in range(first, len(chunks), self.threads):
-                chunk = chunks[number]
-                features, y = self._slice(self._train, chunk)
-                ids = self._groups[chunk.case][chunk.start : chunk.stop]
-                for tile, weight, out in zip(tiles, weights, sums, strict=True):
-                    self._train_chunk(tile, weight, features, y, ids, out[number])
-
-        self._run(work)
-        result = {}
-        for tile, total in zip(tiles, sums, strict=True):
-            added = np.add.reduce(total, axis=0)
-            weight = added[0, 0]
-            result[tile.spec.meta_neuron] = (
-                added[1] / weight,
-                unfold_gradient(tile.spec, np.ascontiguousarray(added[2:] / weight)),
-            )
-        return result
-
-    def validate(self, thetas: dict[int, np.ndarray]) -> dict[int, tuple[np.ndarray, list[Counts]]]:
+    def validate(
+        self, thetas: Mapping[int, np.ndarray], lanes: Mapping[int, np.ndarray] | None = None
+    ) -> dict[int, tuple[np.ndarray, list[Counts]]]:
         """Mean cross-entropy (TILE,) and threshold counts of each lane on the validation samples, prior corrected."""
-        tiles = [self._tiles[k] for k in thetas]
-        weights = [self._fold(tile, theta) for tile, theta in zip(tiles, thetas.values(), strict=True)]
-        chunks = self.data.validation_chunks
-        bins = len(THRESHOLDS) + 1
-        losses = [np.zeros((len(chunks), TILE)) for _ in tiles]
-        histograms = [np.zeros((len(chunks), TILE, 2 * bins), np.int64) for _ in tiles]
+        return self._backend.validate(thetas, lanes)
 
-        def work(first: int) -> None:
-            for number in range(first, len(chunks), self.threads):
-                features, y = self._slice(self._validation, chunks[number])
-                for tile, weight, loss, histogram in zip(tiles, weights, losses, histograms, strict=True):
-                    z = weight.T @ self._design(tile, features)
-                    bin_of = torch.bucketize(z, tile.cuts, right=True)
-                    bin_of += (y * bins).long() + torch.arange(TILE, device=self.device)[:, None] * (2 * bins)
-                    counted = torch.bincount(bin_of.flatten(), minlength=TILE * 2 * bins)
-                    histogram[number] = counted.reshape(TILE, 2 * bins).cpu().numpy()
-                    z += tile.spec.prior_shift
-                    value = (torch.nn.functional.softplus(z) - y * z).sum(dim=1, dtype=torch.float64)
-                    loss[number] = value.cpu().numpy()
+    def close(self) -> None:
+        self._backend.close()
 
-        self._run(work)
-        result = {}
-        for tile, loss, histogram in zip(tiles, losses, histograms, strict=True):
-            mean = np.add.reduce(loss, axis=0) / self.data.validation_samples
-            by_lane = histogram.sum(axis=0).reshape(TILE, 2, bins)
-            above = by_lane[:, :, ::-1].cumsum(axis=2)[:, :, ::-1]
-            counts = [
-                Counts(above[lane, 1, 1:], above[lane, 0, 1:], int(above[lane, 1, 0]), int(above[lane, 0, 0]))
-                for lane in range(TILE)
-            ]
-            result[tile.spec.meta_neuron] = (mean, counts)
-        return result
+    def _torch(self) -> _Backend:
+        from nx46vx.model.passes_torch import TorchPasses  # takes seconds to import, and only here is it wanted
 
-    def _train_chunk(
-        self, tile: _Tile, weight: torch.Tensor, features: torch.Tensor, y: torch.Tensor, ids: torch.Tensor,
-        out: np.ndarray,
-    ) -> None:  # fmt: skip
-        omega = tile.multiplicity[ids]
-        design = self._design(tile, features)
-        z = weight.T @ design
-        loss = ((torch.nn.functional.softplus(z) - y * z) * omega).sum(dim=1, dtype=torch.float64)
-        error = torch.sigmoid_(z).sub_(y).mul_(omega)
-        out[0] = float(omega.sum(dtype=torch.float64))
-        out[1] = loss.cpu().numpy()
-        out[2:] = (design @ error.T).cpu().numpy()
+        return TorchPasses(self.data, device=self.device, threads=self.threads)
 
-    def _design(self, tile: _Tile, features: torch.Tensor) -> torch.Tensor:
-        """The columns (x, x^2, g, 1) of a chunk, (3F + 1, n); x standardised."""
-        f = len(tile.spec.view)
-        design = torch.empty((3 * f + 1, features.shape[1]), device=self.device)
-        x = design[:f]
-        torch.sub(features[tile.rows[:f]], tile.shift, out=x)
-        x /= tile.scale
-        torch.mul(x, x, out=design[f : 2 * f])
-        design[2 * f : 3 * f] = features[tile.rows[f:]]
-        design[3 * f] = 1.0
-        return design
 
-    def _slice(self, placed: Sequence[tuple[torch.Tensor, torch.Tensor]], chunk: Chunk) -> tuple[torch.Tensor, ...]:
-        features, y = placed[chunk.case]
-        return features[:, chunk.start : chunk.stop], y[chunk.start : chunk.stop]
-
-    def _place(self, case: Samples) -> tuple[torch.Tensor, torch.Tensor]:
-        with warnings.catch_warnings():  # torch warns that the mapped file is read-only; nothing here writes to it
-            warnings.simplefilter("ignore", UserWarning)
-            features = torch.from_numpy(case.features)
-        return features.to(self.device), torch.from_numpy(case.y.astype(np.float32)).to(self.device)
-
-    def _fold(self, tile: _Tile, theta: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(fold(tile.spec, theta).astype(np.float32)).to(self.device)
-
-    def _vector(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
-
-    def _run(self, work) -> None:  # type: ignore[no-untyped-def]
-        if self.device.type != "cpu" or self.threads == 1:
-            for first in range(self.threads):
-                work(first)
-        else:
-            list(self._pool.map(work, range(self.threads)))
+def _why(error: Exception) -> str:
+    return f"the kernel cannot be had: {type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ import orjson
 import pytest
 from tiny import ITERATIONS, events, iterations_done, opened, run, tiny_settings
 
-from nx46vx.errors import NX46Error
+from nx46vx.errors import EnvironmentFault, NX46Error
 from nx46vx.events import verify_log
 from nx46vx.model.blocks import BlockResult, LaneRequest
 from nx46vx.model.candidates import Candidate
@@ -32,6 +32,7 @@ from nx46vx.runtime.atomic import write_json
 from nx46vx.runtime.sink import MemorySink, NullSink
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import ResourceSettings, Settings
+from search.cluster import prepare_environment
 from search.executor import Executor, SearchJob
 from search.inline import InlineExecutor
 from search.resources import plan_resources
@@ -59,6 +60,12 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     made = make_executor(Settings.model_validate({"resources": {"executor": request.param}}))
     yield made
     made.close()
+
+
+#: Through Ray in the slow tests only.
+RAY_IS_SLOW = pytest.mark.parametrize(
+    "executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)], indirect=True, scope="module"
+)
 
 
 @dataclass
@@ -169,6 +176,7 @@ def test_a_search_that_is_to_stop_at_once_does_nothing(bench: Bench, executor: E
     assert iterations_done(bench.root) == {}
 
 
+@RAY_IS_SLOW
 def test_more_epochs_continue_from_the_states(bench: Bench, executor: Executor, expected: Any) -> None:
     bench.search(executor)
     records = bench.search(executor, until=2 * ITERATIONS).records
@@ -184,6 +192,7 @@ def test_more_epochs_continue_from_the_states(bench: Bench, executor: Executor, 
     assert at_once.states() == bench.states()
 
 
+@RAY_IS_SLOW
 def test_growth_appends_a_neuron_whose_candidates_run_too(bench: Bench, executor: Executor, expected: Any) -> None:
     asked: list[set[str]] = []
 
@@ -214,12 +223,12 @@ def test_growth_appends_a_neuron_whose_candidates_run_too(bench: Bench, executor
 
 
 def test_a_broken_trial_is_an_error_and_loses_nothing(bench: Bench, executor: Executor, expected: Any) -> None:
-    """The first candidate's checkpoints cannot be written; once they can, the same search goes on."""
+    """The first candidate's log cannot be written; once it can, the same search goes on."""
     victim = bench.plan.candidates[0].candidate_id
-    obstacle = RunPaths(bench.root).checkpoints / victim
+    obstacle = RunPaths(bench.root).events / victim
     obstacle.parent.mkdir(parents=True, exist_ok=True)
     obstacle.write_text("in the way")
-    with pytest.raises(Exception, match="trial failed|checkpoint|claim|in the way|Not a directory"):
+    with pytest.raises(EnvironmentFault, match=victim):  # exit code 7, wherever the trial ran
         bench.search(executor)
     obstacle.unlink()
     source = bench.search(executor)
@@ -342,3 +351,39 @@ class OneBlock:
 
     def advance(self, request: LaneRequest) -> list[BlockResult]:
         return self.engine.advance(request)[:1]
+
+
+def test_an_actor_that_tune_starts_in_vain_takes_nothing_over(
+    bench: Bench, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``reuse_actors`` Tune may start an actor for a trial that another, just freed one runs meanwhile.
+
+    Such an actor is built with the trial's configuration and never asked to train.
+    """
+    prepare_environment(None)
+    from trainables import tune_adapter
+
+    plan, candidate = bench.plan, bench.plan.candidates[1]
+    engine = build_engine(plan, open_fit_data(plan, bench.cache, NullSink()))
+    config = {"meta_neuron": candidate.meta_neuron, "l1": candidate.l1, "l2": candidate.l2}
+    factory = TaskFactory(plan, bench.root, ITERATIONS, 2)
+
+    class Trial(tune_adapter.CandidateTrial):
+        def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
+            super().setup(config, factory=factory, engines={"": engine})
+
+    monkeypatch.setattr(tune_adapter, "RemoteEngine", OneBlock)
+    monkeypatch.setattr(tune_adapter.ray, "get_gpu_ids", list)
+    monkeypatch.setattr(tune_adapter, "REPORT_SECONDS", 0.0)
+    with contextlib.closing(engine):
+        trial = Trial(config)
+        assert trial.train()["iter"] == 10
+        in_vain = Trial(config)
+        assert trial.train()["iter"] == ITERATIONS
+        in_vain.stop()
+        trial.stop()
+    assert iterations_done(bench.root) == {candidate.candidate_id: whole(ITERATIONS)}
+    assert opened(bench.root)[candidate.candidate_id] == 1
+    assert not events(bench.root, "SUPERSEDES")
+    bench.fence = 2
+    assert bench.states() == {candidate.candidate_id: expected[1][candidate.candidate_id]}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,13 @@ def make_samples(
 
 
 def make_data(
-    sizes: Sequence[int] = (500, 700), pool: int = 5, *, validation: int = 400, chunk: int = 256, seed: int = 0, **how
+    sizes: Sequence[int] = (500, 700),
+    pool: int = 5,
+    *,
+    validation: int = 400,
+    chunk: int = 256,
+    seed: int = 0,
+    **how: Any,
 ) -> FitData:
     """Training cases of some sizes and one validation case."""
     train = [make_samples(n, pool, 100 * seed + number, **how) for number, n in enumerate(sizes)]

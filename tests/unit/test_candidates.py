@@ -70,6 +70,11 @@ def test_the_name_can_be_a_file_name(k: int, l1: float, l2: float) -> None:
     assert re.fullmatch(r"[A-Za-z0-9._+-]{1,100}", Candidate(k, l1, l2).candidate_id)
 
 
+def test_penalties_that_differ_in_the_last_digit_have_unlike_names() -> None:
+    assert Candidate(0, 0.3, 1.0).candidate_id != Candidate(0, 0.1 + 0.2, 1.0).candidate_id
+    assert Candidate(0, 1.0, 0.3).candidate_id != Candidate(0, 1.0, 0.1 + 0.2).candidate_id
+
+
 @settings(deadline=None)
 @given(st.integers(0, 999), penalties, penalties, penalties)
 def test_unlike_candidates_have_unlike_names(k: int, l1: float, l2: float, other: float) -> None:

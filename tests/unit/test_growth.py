@@ -80,9 +80,7 @@ def test_groups_without_weight_are_not_counted() -> None:
     values, ids, weights = clustered(10)
     weights[ids >= 6] = 0.0
     kept = ids < 6
-    assert grouped_error(values, ids, weights) == pytest.approx(
-        grouped_error(values[kept], ids[kept], weights[kept])
-    )
+    assert grouped_error(values, ids, weights) == pytest.approx(grouped_error(values[kept], ids[kept], weights[kept]))
 
 
 def test_one_group_says_nothing_about_the_error() -> None:

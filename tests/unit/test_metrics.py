@@ -116,7 +116,8 @@ def test_the_objective_is_the_documented_formula() -> None:
     """Numbers worked out by hand, from the formula in the documentation of the model."""
     true = np.array([8, 8, 6, *[0] * 16])
     false = np.array([24, 2, 1, *[0] * 16])
-    theta = np.array([0.5, 0.0, 0.0, 2e-9] + [0.0, 0.0, -1.0, 3e-9] + [0.0, 0.0, 0.0, -4e-9] + [7.0])
+    w, alpha, beta = [0.5, 0.0, 0.0, 2e-9], [0.0, 0.0, -1.0, 3e-9], [0.0, 0.0, 0.0, -4e-9]
+    theta = np.array([*w, *alpha, *beta, 7.0])
     found = validation_figures(0.3, Counts(true, false, 10, 90), theta, 4, -0.5)
     # F0.5 = 1.25 TP / (1.25 TP + 0.25 FN + FP): 0.29, 0.8, 7.5 / 9.5 = 0.789..., so the second threshold
     f_half, f1, iou = 10 / 12.5, 16 / 20, 8 / 12
@@ -129,7 +130,9 @@ def test_the_objective_is_the_documented_formula() -> None:
     assert found.sparsity == sparsity
     assert found.lambda_dyn == pytest.approx(lambda_dyn)
     assert found.val_ce == 0.3
-    assert found.objective == pytest.approx(0.3 + 0.02 * 0.5 - 0.2 * f1 - 0.15 * f_half - 0.1 * iou + 0.005 * lambda_dyn)
+    assert found.objective == pytest.approx(
+        0.3 + 0.02 * 0.5 - 0.2 * f1 - 0.15 * f_half - 0.1 * iou + 0.005 * lambda_dyn
+    )
 
 
 def test_a_dead_model_still_has_a_finite_objective() -> None:

@@ -92,9 +92,7 @@ def test_folded_weights_give_the_logits_of_the_standardised_design(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_unfolded_gradient_is_that_over_the_standardised_design(
-    data: FitData, spec: NeuronSpec, seed: int
-) -> None:
+def test_the_unfolded_gradient_is_that_over_the_standardised_design(data: FitData, spec: NeuronSpec, seed: int) -> None:
     error = np.random.default_rng(seed).standard_normal((data.train_samples, 16))
     direct = Problem.of(spec, data, 11).design.T @ error
     folded = folded_columns(spec, data).T @ error
@@ -153,7 +151,9 @@ def test_the_draw_of_the_view_and_the_bootstrap_do_not_share_random_numbers(data
     assert np.array_equal(bootstrap(data, 0, 4), before)
     streams = [view_generator(0, k).random(8).tobytes() for k in range(9)]
     assert len(set(streams)) == 9
-    assert view_generator(0, 4).multinomial(before.size, np.full(before.size, 1 / before.size)).tolist() != before.tolist()
+    assert (
+        view_generator(0, 4).multinomial(before.size, np.full(before.size, 1 / before.size)).tolist() != before.tolist()
+    )
 
 
 def test_from_twenty_cases_on_the_bootstrap_draws_whole_cases() -> None:

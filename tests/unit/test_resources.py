@@ -62,7 +62,7 @@ def test_engine_and_trials_fit_on_their_gpus_together(machine: Any, gpus: int, i
     plan = planned(trials_in_flight=in_flight)
     assert plan.engines == gpus
     per_gpu = -(-plan.trials_in_flight // gpus)
-    assert 0 < plan.gpus_per_trial
+    assert plan.gpus_per_trial > 0
     assert plan.gpus_per_engine > 0.5, "two engines must not share a GPU"
     assert plan.gpus_per_engine + per_gpu * plan.gpus_per_trial <= 1.0 + 1e-12
 

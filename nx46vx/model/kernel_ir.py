@@ -1,0 +1,208 @@
+"""Writes LLVM functions with explicit float32 vectors: loops, loads, and the transcendental functions of the kernel.
+
+Everything is plain SSA in the order given here, without fast-math flags: LLVM may not regroup a sum, so the bits of a
+result depend on the order written here and not on the width of the vectors.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+
+from nx46vx.model.kernel_layout import SLOTS
+
+F32, F64, I8, I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+FLOATS, BYTES, INTS, LONGS, DOUBLES = (kind.as_pointer() for kind in (F32, I8, I32, I64, F64))
+
+#: 2^r = 1 + r q(r) on [-1/2, 1/2]: minimax fit of q, relative error of 2^r 1e-7; exact at r = 0.
+EXP2 = (0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957, 0.001326472731307149)
+
+#: log2(m) = s (c0 + c1 s^2 + c2 s^4 + ...), s = (m - 1) / (m + 1): the series of 2 artanh(s) / ln 2.
+LOG2 = tuple(2.0 / 0.6931471805599453 / odd for odd in (1, 3, 5, 7, 9))
+
+#: 1.5 * 2^23: adding it to a float32 rounds that to an integer, found in the low bits of the sum.
+ROUND = 12582912.0
+
+#: Bits of sqrt(1/2): the mantissa of a logarithm's argument is brought to [sqrt(1/2), sqrt(2)).
+ROOT_HALF = 0x3F3504F3
+
+Value = Any
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A processor as the kernel sees it: floats and how many of them a vector register holds, registers, and whether
+    it multiplies and adds in one rounding."""
+
+    cpu: str
+    features: str
+    width: int
+    registers: int
+    fused: bool
+
+
+def single(value: float) -> float:
+    """The nearest float32."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+@functools.cache
+def constant(scalar: Any, value: float, width: int) -> Value:
+    """A number in every place of a vector. Cached: its text is long and wanted often."""
+    return ir.Constant(scalar, value) if width == 1 else ir.Constant(ir.VectorType(scalar, width), [value] * width)
+
+
+class Writer:
+    """Builds one function. ``width`` floats form its vectors; 1 gives scalars."""
+
+    def __init__(self, module: Any, name: str, arguments: Sequence[Any], machine: Machine, *, internal: bool) -> None:
+        self.machine, self.module = machine, module
+        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), list(arguments)), name)
+        if internal:
+            self.function.linkage = "internal"
+        for number, argument in enumerate(arguments):
+            if isinstance(argument, ir.PointerType):
+                self.function.args[number].add_attribute("noalias")
+        self.b = ir.IRBuilder(self.function.append_basic_block())
+        self.width = machine.width
+
+    def finish(self) -> Any:
+        self.b.ret_void()
+        return self.function
+
+    # types and constants
+
+    def of(self, scalar: Any) -> Any:
+        """The type that holds one register of a scalar type."""
+        return scalar if self.width == 1 else ir.VectorType(scalar, self.width)
+
+    def real(self, value: float) -> Value:
+        return constant(F32, single(value), self.width)
+
+    def whole(self, value: int) -> Value:
+        return constant(I32, value, self.width)
+
+    def spread(self, value: Value) -> Value:
+        """A scalar in every place of a vector."""
+        if self.width == 1:
+            return value
+        vector = self.of(value.type)
+        first = self.b.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
+        return self.b.shuffle_vector(first, ir.Constant(vector, ir.Undefined), constant(I32, 0, self.width))
+
+    # memory
+
+    def at(self, pointer: Value, *offsets: Value | int) -> Value:
+        """The address some elements further; offsets are added up."""
+        total: Value | int = 0
+        for offset in offsets:
+            if isinstance(offset, int):
+                total = total + offset if isinstance(total, int) else self.b.add(total, I64(offset))
+            elif isinstance(total, int):
+                total = self.b.add(offset, I64(total)) if total else offset
+            else:
+                total = self.b.add(total, offset)
+        return self.b.gep(pointer, [I64(total) if isinstance(total, int) else total])
+
+    def load(self, pointer: Value, scalar: Any = F32) -> Value:
+        """A vector from an address that is a whole number of its elements."""
+        address = self.b.bitcast(pointer, self.of(scalar).as_pointer())
+        return self.b.load(address, align=4 if scalar is not I8 else 1)
+
+    def store(self, value: Value, pointer: Value) -> None:
+        self.b.store(value, self.b.bitcast(pointer, value.type.as_pointer()), align=4)
+
+    # control
+
+    def loop(
+        self, start: Value | int, stop: Value | int, step: int, body: Callable[..., Sequence[Value] | None],
+        carried: Sequence[Value] = (),
+    ) -> Sequence[Value]:  # fmt: skip
+        """``for i in range(start, stop, step): carried = body(i, *carried)``; it runs at least once."""
+        b = self.b
+        first, end = (I64(bound) if isinstance(bound, int) else bound for bound in (start, stop))
+        before, block = b.block, b.append_basic_block()
+        b.branch(block)
+        b.position_at_end(block)
+        index = b.phi(I64)
+        index.add_incoming(first, before)
+        kept = [b.phi(value.type) for value in carried]
+        for phi, value in zip(kept, carried, strict=True):
+            phi.add_incoming(value, before)
+        result = body(index, *kept) or ()
+        following = b.add(index, I64(step))
+        index.add_incoming(following, b.block)
+        for phi, value in zip(kept, result, strict=True):
+            phi.add_incoming(value, b.block)
+        after = b.append_basic_block()
+        b.cbranch(b.icmp_signed("<", following, end), block, after)
+        b.position_at_end(after)
+        return result
+
+    def loop_if_any(self, start: Value | int, stop: Value, step: int, body: Callable[[Value], None]) -> None:
+        """The same loop without carried values; it may run not at all."""
+        first = I64(start) if isinstance(start, int) else start
+        with self.b.if_then(self.b.icmp_signed("<", first, stop)):
+            self.loop(first, stop, step, body)
+
+    # arithmetic
+
+    def fma(self, x: Value, y: Value, z: Value) -> Value:
+        """x y + z, in one rounding where the processor can."""
+        if not self.machine.fused:
+            return self.b.fadd(self.b.fmul(x, y), z)
+        kind = x.type
+        name = "llvm.fma." + (f"v{self.width}f32" if isinstance(kind, ir.VectorType) else "f32")
+        found = self.module.globals.get(name) or ir.Function(self.module, ir.FunctionType(kind, [kind] * 3), name)
+        return self.b.call(found, [x, y, z])
+
+    def polynomial(self, x: Value, coefficients: Sequence[float]) -> Value:
+        total = self.real(coefficients[-1])
+        for coefficient in coefficients[-2::-1]:
+            total = self.fma(total, x, self.real(coefficient))
+        return total
+
+    def positive_part(self, x: Value) -> Value:
+        """max(x, 0); NaN stays NaN."""
+        zero = self.real(0.0)
+        return self.b.select(self.b.fcmp_ordered(">", zero, x), zero, x)
+
+    def exp2_minus_abs(self, x: Value) -> Value:
+        """2^-|x|, relative error 2e-7; below 2^-125 it stays there."""
+        b = self.b
+        bits = b.or_(b.bitcast(x, self.of(I32)), self.whole(-(2**31)))
+        floor = self.real(-125.0)
+        low = b.bitcast(bits, x.type)
+        low = b.select(b.fcmp_ordered(">", floor, low), floor, low)
+        shifted = b.fadd(low, self.real(ROUND))
+        rest = b.fsub(low, b.fsub(shifted, self.real(ROUND)))
+        power = self.fma(self.polynomial(rest, EXP2), rest, self.real(1.0))
+        exponent = b.shl(b.bitcast(shifted, self.of(I32)), self.whole(23))
+        return b.bitcast(b.add(b.bitcast(power, self.of(I32)), exponent), x.type)
+
+    def log2(self, x: Value) -> Value:
+        """log2 of normal numbers >= 1, absolute error 1e-7; exact for powers of two."""
+        b = self.b
+        bits = b.bitcast(x, self.of(I32))
+        exponent = b.ashr(b.sub(bits, self.whole(ROOT_HALF)), self.whole(23))
+        mantissa = b.bitcast(b.sub(bits, b.shl(exponent, self.whole(23))), x.type)
+        one = self.real(1.0)
+        s = b.fdiv(b.fsub(mantissa, one), b.fadd(mantissa, one))
+        series = self.polynomial(b.fmul(s, s), LOG2)
+        return self.fma(s, series, b.sitofp(exponent, x.type))
+
+    def sum_slots(self, pointer: Value, scalar: Any, wide: Any, convert: Callable[[Value], Value]) -> Value:
+        """The sum over SLOTS numbers in memory, converted to ``wide`` one by one, as a balanced tree."""
+        b = self.b
+        parts = [convert(b.load(self.at(pointer, slot), align=4)) for slot in range(SLOTS)]
+        add = b.fadd if wide is F64 else b.add
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [add(parts[i], parts[i + half]) for i in range(half)]
+        return parts[0]

@@ -1,0 +1,36 @@
+"""Where the kernel keeps what: sizes that its parts agree on."""
+
+from __future__ import annotations
+
+from nx46vx.model.candidates import TILE
+
+#: Samples (slots) that have partial sums of their own, whatever the width of a register.
+SLOTS = 16
+
+#: Most samples of a block.
+BLOCK = 256
+
+#: Blocks are filled up with nothing (zero design) to a multiple of this.
+STEP = 64
+
+#: Floats from one row of a block's design to the next: no power of two, so that rows do not share cache sets.
+ROW = BLOCK + SLOTS
+
+#: Lanes that are advanced together.
+GROUP = 3
+
+#: Numbers per feature that standardise: shift and 1/scale of x, then 1/scale and
+#: -shift/scale of x^2, then shift and 1/scale of h.
+CONSTANTS = 6
+
+#: A validation sample counts 1 when positive and this when negative: two counts in one integer.
+NEGATIVE = 1 << 16
+
+#: Longest chunk whose counts fit: every slot holds at most 2^16 - 1 of its samples.
+CHUNK_MAX = (NEGATIVE - 1) * SLOTS
+
+
+def scratch_floats(features: int, thresholds: int) -> int:
+    """Floats of working memory that a call needs: design, errors, and each lane's loss, gradient or counts."""
+    columns = 3 * features + 1
+    return (columns + 1) * ROW + GROUP * BLOCK + TILE * (max(columns, thresholds) + 1) * SLOTS

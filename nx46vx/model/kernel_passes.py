@@ -1,0 +1,195 @@
+"""The sums over the samples, on the CPU through the compiled kernel. No torch.
+
+A chunk of samples and the lanes of a tile meet in one call: float32 within the chunk, each lane by itself; the chunk's
+sums are float64 and are added in chunk order. Threads take different chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from nx46vx.model.candidates import TILE
+from nx46vx.model.kernel_cpu import Kernel, compiled
+from nx46vx.model.kernel_layout import CHUNK_MAX
+from nx46vx.model.kernel_plan import BlockPlan, Runs, find_runs, plain_plan, plan_blocks
+from nx46vx.model.metrics import THRESHOLDS, Counts
+from nx46vx.model.neuron import NeuronSpec, logit
+from nx46vx.model.samples import Chunk, FitData, Samples
+
+_CUTS = np.array([logit(threshold) / math.log(2.0) for threshold in THRESHOLDS], np.float32)
+
+
+@dataclass
+class _Tile:
+    """A meta-neuron as the kernel sees it."""
+
+    spec: NeuronSpec
+    kernel: Kernel
+    plan: BlockPlan
+    rows: np.ndarray
+    constants: np.ndarray
+
+
+class _Case:
+    """A case's arrays and where they lie."""
+
+    def __init__(self, case: Samples) -> None:
+        features = case.features
+        if features.dtype != np.float32 or features.strides[1] != 4 or features.strides[0] % 4:
+            features = np.ascontiguousarray(features, np.float32)
+        self.features, self.y = features, np.ascontiguousarray(case.y, np.uint8)
+        self.stride = features.strides[0] // 4
+        self.at, self.y_at = features.ctypes.data, self.y.ctypes.data
+
+
+class KernelPasses:
+    """``Passes`` on the CPU."""
+
+    def __init__(self, data: FitData, *, threads: int = 1) -> None:
+        sizes = [chunk.stop - chunk.start for chunk in (*data.train_chunks, *data.validation_chunks)]
+        if max(sizes, default=0) > CHUNK_MAX:
+            raise ValueError(f"chunks of {max(sizes)} samples are too long for the kernel")
+        self.data, self.threads = data, threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._train = [_Case(case) for case in data.train]
+        self._validation = [_Case(case) for case in data.validation]
+        self._validation_plan = plain_plan(data.validation_chunks)
+        self._positives = int(sum(case.y.sum(dtype=np.int64) for case in self._validation))
+        self._tiles: dict[int, _Tile] = {}
+
+    @cached_property
+    def _runs(self) -> Runs:
+        return find_runs(self.data.train_groups[0], self.data.train_chunks)
+
+    def add(self, spec: NeuronSpec, multiplicity: np.ndarray) -> None:
+        """Make a meta-neuron known, with the times that each group is drawn. Raises what ``compiled`` raises."""
+        f = len(spec.view)
+        shift, scale = np.reshape(spec.shift, (3, f)), np.reshape(spec.scale, (3, f))
+        constants = np.stack(
+            [shift[0], 1 / scale[0], 1 / scale[1], -shift[1] / scale[1], shift[2], 1 / scale[2]], axis=1
+        )
+        self._tiles[spec.meta_neuron] = _Tile(
+            spec,
+            compiled(f),
+            plan_blocks(self._runs, multiplicity, len(self.data.train_chunks)),
+            np.ascontiguousarray(self.data.rows(spec.view), np.int64),
+            np.ascontiguousarray(constants, np.float32),
+        )
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def gradients(
+        self, thetas: Mapping[int, np.ndarray], lanes: Mapping[int, np.ndarray] | None = None
+    ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """See ``Passes.gradients``."""
+        result = {}
+        jobs = [self._job(k, theta, lanes, self._tiles[k].plan, 0.0) for k, theta in thetas.items()]
+        self._run(self.data.train_chunks, self._train, jobs, "train")
+        for job in jobs:
+            tile = job.tile
+            added = np.add.reduce(job.out, axis=0)[:, : job.lanes.size]
+            loss, gradient = np.zeros(TILE), np.zeros((tile.spec.columns, TILE))
+            loss[job.lanes] = (added[0] - tile.plan.padding.sum()) * math.log(2.0) / tile.plan.weight
+            gradient[:, job.lanes] = added[1:] / tile.plan.weight
+            result[tile.spec.meta_neuron] = loss, gradient
+        return result
+
+    def validate(
+        self, thetas: Mapping[int, np.ndarray], lanes: Mapping[int, np.ndarray] | None = None
+    ) -> dict[int, tuple[np.ndarray, list[Counts]]]:
+        """See ``Passes.validate``."""
+        result, plan = {}, self._validation_plan
+        total = self.data.validation_samples
+        jobs = [
+            self._job(k, theta, lanes, plan, self._tiles[k].spec.prior_shift) for k, theta in thetas.items()
+        ]  # fmt: skip
+        self._run(self.data.validation_chunks, self._validation, jobs, "validate")
+        for job in jobs:
+            mean, above = np.zeros(TILE), np.zeros((len(THRESHOLDS), 2, TILE), np.int64)
+            added = np.add.reduce(job.out[:, 0, : job.lanes.size], axis=0)
+            mean[job.lanes] = (added - plan.padding.sum()) * math.log(2.0) / total
+            above[:, :, job.lanes] = job.counts.sum(axis=0, dtype=np.int64)[:, :, : job.lanes.size]
+            counts = [
+                Counts(above[:, 0, lane], above[:, 1, lane], self._positives, total - self._positives)
+                for lane in range(TILE)
+            ]
+            result[job.tile.spec.meta_neuron] = mean, counts
+        return result
+
+    def _job(
+        self, meta_neuron: int, theta: np.ndarray, lanes: Mapping[int, np.ndarray] | None, plan: BlockPlan, shift: float
+    ) -> _Job:
+        tile = self._tiles[meta_neuron]
+        chosen = np.arange(TILE) if lanes is None else np.flatnonzero(lanes[meta_neuron])
+        weights = np.zeros((tile.spec.columns, TILE), np.float32)
+        moved = theta[:, chosen].copy()
+        moved[-1] += shift
+        weights[:, : chosen.size] = moved / math.log(2.0)
+        chunks = plan.bounds.size - 1
+        training = plan is tile.plan
+        return _Job(
+            tile, plan, chosen, weights,
+            np.zeros((chunks, 1 + tile.spec.columns if training else 1, TILE)),
+            np.zeros((0 if training else chunks, len(THRESHOLDS), 2, TILE), np.int32),
+        )  # fmt: skip
+
+    def _run(self, chunks: list[Chunk], cases: list[_Case], jobs: list[_Job], name: str) -> None:
+        """Call the kernel for every chunk and job; each thread takes the next chunk that nobody has."""
+        ticket = count()
+        calls = [job.call(name) for job in jobs if job.lanes.size]
+
+        def work(_: int) -> None:
+            memory = {job.tile.spec.columns: job.tile.kernel.scratch(len(job.tile.spec.view)) for job in jobs}
+            for number in iter(ticket.__next__, None):
+                if number >= len(chunks):
+                    return
+                case = cases[chunks[number].case]
+                for call, columns in calls:
+                    call(number, case, memory[columns].ctypes.data)
+
+        if self.threads == 1:
+            work(0)
+        else:
+            list(self._pool.map(work, range(self.threads)))
+
+
+@dataclass
+class _Job:
+    """One tile in one pass: ``out`` (chunks, rows, TILE) and ``counts`` (chunks, thresholds, 2, TILE) by chunk."""
+
+    tile: _Tile
+    plan: BlockPlan
+    lanes: np.ndarray
+    weights: np.ndarray
+    out: np.ndarray
+    counts: np.ndarray
+
+    def call(self, name: str) -> tuple[Callable[[int, _Case, int], None], int]:
+        """A function of (chunk's number, case, working memory), and the columns of the memory it needs."""
+        function: Any = getattr(self.tile.kernel, name)
+        rows, constants, weights, cuts, out, counts, blocks, pieces = (
+            array.ctypes.data
+            for array in (self.tile.rows, self.tile.constants, self.weights, _CUTS, self.out, self.counts,
+                          self.plan.blocks, self.plan.pieces)
+        )  # fmt: skip
+        bounds, lanes = self.plan.bounds.tolist(), int(self.lanes.size)
+        out_step, counts_step = (array.strides[0] for array in (self.out, self.counts))
+
+        def run(number: int, case: _Case, memory: int) -> None:
+            first, last = bounds[number], bounds[number + 1]
+            if last > first:
+                function(
+                    case.at, case.stride, rows, constants, case.y_at, blocks + 16 * first, last - first, pieces,
+                    weights, cuts, lanes, memory, out + out_step * number, counts + counts_step * number,
+                )  # fmt: skip
+
+        return run, self.tile.spec.columns
