@@ -49,6 +49,16 @@ class RunPaths:
         return self.root / "decisions.json"
 
     @property
+    def costs(self) -> Path:
+        """What pieces of work have cost so far, for estimates."""
+        return self.root / "costs.json"
+
+    @property
+    def progress(self) -> Path:
+        """The progress shown last: a later session never shows less."""
+        return self.root / "progress.json"
+
+    @property
     def leaderboard(self) -> Path:
         return self.root / "leaderboard.csv"
 

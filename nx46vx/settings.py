@@ -126,7 +126,13 @@ class MaskSettings(_Section):
 
 
 class BudgetSettings(_Section):
+    """When this session has to be over. Changes no result."""
+
     hours: float = Field(9.0, gt=0, le=10_000, description="time for one session")
+    session_start: Literal["auto", "process"] | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="unix time the budget counts from; auto: a hosted notebook's start, else this process's"
+    )
+    heartbeat_seconds: float = Field(10.0, ge=5, le=15, description="time between two budget and progress events")
 
 
 class Settings(_Section):

@@ -7,7 +7,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +50,7 @@ def ray_session(address: str | None, gpus: int) -> Iterator[None]:
 
     home = Path(tempfile.mkdtemp(prefix="nx", dir=_short_tmp()))
     umask = os.umask(0o077)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address is not None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="nx46vx")
@@ -58,6 +61,9 @@ def ray_session(address: str | None, gpus: int) -> Iterator[None]:
                 object_store_memory=OBJECT_STORE_BYTES,
             )  # fmt: skip
         os.umask(umask)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray puts its own in their place
+                signal.signal(number, handler)
         yield
     finally:
         os.umask(umask)

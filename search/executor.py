@@ -20,7 +20,9 @@ class SearchJob:
 
     ``expected``: where the pending candidates will start from, for the engine to go ahead; a wrong guess costs time
     only. ``until``: the iteration every candidate is to reach. ``should_stop`` is polled about once a second and ends
-    the search early; all that was done until then is in the store. ``on_progress`` is told (done, total, in flight).
+    the search early; all that was done until then is in the store. ``on_progress`` is told (done, total, in flight)
+    when a candidate is complete, ``on_report`` (candidate_id, iterations committed) as trials report. While
+    ``may_start`` says no, no further candidate is begun.
     """
 
     plan: FitPlan
@@ -33,7 +35,9 @@ class SearchJob:
     resources: Resources
     sink: EventSink
     should_stop: Callable[[], bool]
+    may_start: Callable[[], bool]
     on_progress: Callable[[int, int, int], None]
+    on_report: Callable[[str, int], None]
 
 
 class Executor(Protocol):

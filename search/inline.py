@@ -27,10 +27,11 @@ class InlineExecutor:
         source.on_grown = grown
         try:
             engine.expect(job.expected)
-            while (candidate := source.next()) is not None:
+            while job.may_start() and (candidate := source.next()) is not None:
                 with factory.open(candidate) as task:
                     while not task.done and not job.should_stop():
                         task.advance(engine)
+                        job.on_report(candidate.candidate_id, task.state.iteration)
                     if not task.done:
                         source.give_up(candidate)
                         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -25,6 +26,8 @@ class CandidateSource:
         self._live: set[Candidate] = set()
         self._grow = grow
         self._ended = False
+        self._since: dict[Candidate, float] = {}
+        self.last_seconds = 0.0
         self.records: Records = dict(finished)
         self.on_grown: Callable[[NeuronSpec, list[Candidate]], None] = lambda spec, candidates: None
 
@@ -56,10 +59,12 @@ class CandidateSource:
             return None
         candidate = self._pending.popleft()
         self._live.add(candidate)
+        self._since[candidate] = time.monotonic()
         return candidate
 
     def finish(self, candidate: Candidate, record: Mapping[str, Any]) -> None:
-        """A candidate came back, complete."""
+        """A candidate came back, complete; ``last_seconds`` is how long it was away."""
+        self.last_seconds = time.monotonic() - self._since.pop(candidate, time.monotonic())
         self._live.discard(candidate)
         self.records[candidate.candidate_id] = dict(record)
 

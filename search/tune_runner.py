@@ -49,11 +49,16 @@ class SourceSearcher(_NotSaved, Searcher):
         self._live: dict[str, Candidate] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        candidate = None if self._job.should_stop() else self._source.next()
+        over = self._job.should_stop() or not self._job.may_start()
+        candidate = None if over else self._source.next()
         if candidate is None:
-            return Searcher.FINISHED if self._source.ended or self._job.should_stop() else None
+            return Searcher.FINISHED if self._source.ended or over else None
         self._live[trial_id] = candidate
         return {"meta_neuron": candidate.meta_neuron, "l1": candidate.l1, "l2": candidate.l2}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if trial_id in self._live:
+            self._job.on_report(self._live[trial_id].candidate_id, int(result["iter"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         candidate = self._live.pop(trial_id, None)
@@ -68,6 +73,7 @@ class SourceSearcher(_NotSaved, Searcher):
         if checkpoint is None:
             self._source.give_up(candidate)
             return
+        self._job.on_report(candidate.candidate_id, self._job.until)
         self._source.finish(candidate, read_record(plan, candidate, checkpoint))
         done = len(self._source.records)
         self._job.on_progress(done, done + len(self._source.waiting) + len(self._live), len(self._live))

@@ -139,7 +139,7 @@ class TaskFactory:
         """A task with its own event writer, closed on leaving. A candidate that growth added is found in the plan."""
         plan = self.plan if candidate.meta_neuron < len(self.plan.neurons) else load_fit_plan(self.run)
         store = open_store(plan, self.run, self.fence)
-        store.claim(candidate.candidate_id)  # whatever an orphan of an earlier session still writes is refused from here
+        store.claim(candidate.candidate_id)  # an orphan of an earlier session is refused from here on
         log = EventLog(RunPaths(self.run).events, candidate.candidate_id, run_id=plan.run_id, fence=self.fence)
         try:
             task = CandidateTask(candidate, plan, store, log, self.until)

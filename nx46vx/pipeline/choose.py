@@ -35,7 +35,8 @@ class Choice:
 
 def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
     """Write ``leaderboard.csv`` and ``ensemble.json``; measure everything on validation and hold-out samples."""
-    write_text(session.paths.leaderboard, leaderboard_csv(fit.records.values()))
+    whole = [record for record in fit.records.values() if int(record["iter"]) >= fit.plan.max_iter]
+    write_text(session.paths.leaderboard, leaderboard_csv(whole))
     store = open_store(fit.plan, session.paths.root, session.fence)
     members = best_members(fit.plan, fit.records, store, session.log)
     validation = evaluate(members, fit.data.pool, fit.data.validation)
@@ -59,7 +60,8 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
         ],
         "holdout": _holdout(session, cases, fit, weighted, combination, threshold_at),
     }
-    write_json(session.paths.ensemble, {"reduced": session.settings.reduced, **ensemble.to_json()})
+    marks = {"reduced": session.settings.reduced, "complete": fit.complete}
+    write_json(session.paths.ensemble, {**marks, **ensemble.to_json()})
     session.log.emit("ENSEMBLE", **figures)
     hold = figures["holdout"]
     say(

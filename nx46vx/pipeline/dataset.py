@@ -73,9 +73,11 @@ def find_cases(session: Session, executor: Executor) -> Cases:
             session.data_dir, book=DigestBook(session.cache_dir / "digests.json"), sink=log, executor=executor,
             skip_cases=settings.data.skip_cases,
         )  # fmt: skip
-        session.stop.check()
+        session.progress.set("discovery", 1.0)
+        session.governor.check()
         preflight(dataset, fraction=settings.data.preflight_fraction, seed=settings.seed, sink=log)
-    session.stop.check()
+    session.progress.set("load", 1.0)
+    session.governor.check()
     coverage = select_pairs(
         dataset, max_pairs=settings.data.max_pairs, reason=settings.data.max_pairs_reason, seed=settings.seed, sink=log
     )

@@ -46,9 +46,15 @@ def report(
     submission: dict[str, Any], seconds: dict[str, float],
 ) -> dict[str, Any]:  # fmt: skip
     """Write ``report.md`` and return ``report.json``'s value, which ``finish`` writes."""
+    goal = session.settings.iterations
     best = min(fit.records.values(), key=lambda r: (float(r["objective"]), str(r["candidate_id"])))
     value = {
-        "complete": True,
+        "complete": fit.complete,
+        "stopped_by": None if fit.complete else session.governor.reason,
+        "candidates_complete": sum(int(r["iter"]) >= goal for r in fit.records.values()),
+        "candidates_planned": len(fit.plan.candidates),
+        "iterations_done": sum(int(r["iter"]) for r in fit.records.values()),
+        "iterations_planned": len(fit.plan.candidates) * goal,
         "reduced": session.settings.reduced,
         "version": __version__,
         "run_id": session.run_id,
@@ -69,11 +75,14 @@ def report(
     return value
 
 
+def hand_in(session: Session, value: dict[str, Any]) -> None:
+    """The report of a partial submission: not marked complete, so the run goes on next time."""
+    write_json(session.paths.report_json, value)
+
+
 def finish(session: Session, fit: FitResult, value: dict[str, Any]) -> dict[str, Any]:
-    """Close the run for good: ``EXEC_COMPLETE``, every log sealed, and last ``report.json``, which marks it finished."""
-    session.log.emit(
-        "EXEC_COMPLETE", submission_sha512=value["submission"]["sha512"], reduced=session.settings.reduced
-    )
+    """Close the run: ``EXEC_COMPLETE``, every log sealed, and last ``report.json``, which marks it finished."""
+    session.log.emit("EXEC_COMPLETE", submission_sha512=value["submission"]["sha512"], reduced=session.settings.reduced)
     session.log.seal()
     store = open_store(fit.plan, session.paths.root, session.fence)
     store.tidy()

@@ -20,7 +20,9 @@ from nx46vx.pipeline.decisions import Decisions
 from nx46vx.pipeline.growing import Grower
 from nx46vx.pipeline.planfile import frozen_fit, identity_of, write_plan
 from nx46vx.pipeline.session import Session
+from nx46vx.pipeline.watching import TrainWatch
 from nx46vx.runtime.heartbeat import heartbeat
+from nx46vx.runtime.progress import OPEN_ENDED_TARGET
 from nx46vx.runtime.sink import trace_array
 from search.executor import Executor, SearchJob
 from search.resources import Resources
@@ -30,12 +32,13 @@ from trainables.task import open_store, read_record, state_of
 
 @dataclass(frozen=True)
 class FitResult:
-    """The merged table of all candidates, and what the next stages read."""
+    """The merged table of all candidates, and what the next stages read; not ``complete`` when time ran out."""
 
     plan: FitPlan
     records: Records
     data: FitData
     holdout: list[Samples]
+    complete: bool
 
 
 def load_samples(session: Session, cases: Cases, mapper: Mapper) -> tuple[FitData, list[Samples], tuple[str, ...]]:
@@ -50,6 +53,7 @@ def load_samples(session: Session, cases: Cases, mapper: Mapper) -> tuple[FitDat
             trace_array(session.log, "features", samples.features, case_id=samples.case_id)
         trace_array(session.log, "labels", samples.y, case_id=samples.case_id)
         covered.append(samples.case_id)
+        session.progress.set("train_data", len(covered) / len(requests))
         session.log.emit(
             "TRAIN_COVERAGE_PROGRESS", case_id=samples.case_id, pairs_done=len(covered), pairs_total=len(requests),
             train_pair_coverage_pct_effective=100.0 * len(covered) / cases.coverage.discovered,
@@ -105,15 +109,22 @@ def freeze(session: Session, cases: Cases, data: FitData, keys: tuple[str, ...])
 
 
 def search(
-    session: Session, cases: Cases, data: FitData, plan: FitPlan, resources: Resources, executor: Executor
-) -> tuple[FitPlan, Records]:
-    """Run every candidate through all epochs; returns the plan (with grown neurons) and the merged table."""
+    session: Session, cases: Cases, data: FitData, plan: FitPlan, resources: Resources, executor: Executor,
+    watch: TrainWatch,
+) -> tuple[FitPlan, Records, bool]:  # fmt: skip
+    """Run every candidate through all epochs.
+
+    Returns the plan (with grown neurons), the merged table, and whether it is complete; when time ran out, the table
+    holds every candidate that has figures.
+    """
     decisions = Decisions(session.paths.decisions)
     grower = Grower(session, cases, data, plan, decisions)
-    settings, epoch, records = session.settings.epochs, 0, {}
+    settings, epoch = session.settings.epochs, 0
     while True:
         until = (epoch + 1) * plan.max_iter
-        records = _epoch(session, grower, until, resources, executor, growing=epoch == 0)
+        records = _epoch(session, grower, until, resources, executor, watch, growing=epoch == 0)
+        if records is None:
+            return grower.plan, _partial(session, grower.plan), False
         best = min(float(record["objective"]) for record in records.values())
         if decisions.get("epoch_best", epoch) is None:
             decisions.put("epoch_best", epoch, best)
@@ -125,18 +136,24 @@ def search(
         target = settings.supervised_epochs
         if target and epoch >= target:
             break
-        if not target and _converged(
-            [float(decisions.get("epoch_best", e)) for e in range(epoch)],
-            settings.convergence_min_delta, settings.convergence_patience,
-        ):  # fmt: skip
-            break
-    return grower.plan, records
+        if not target:
+            if _converged(
+                [float(decisions.get("epoch_best", e)) for e in range(epoch)],
+                settings.convergence_min_delta, settings.convergence_patience,
+            ):  # fmt: skip
+                break
+            decisions.put("epoch_target", "now", max(OPEN_ENDED_TARGET, epoch + 1))
+    session.progress.set("train_fit", 1.0)
+    return grower.plan, records, True
 
 
 def _epoch(
-    session: Session, grower: Grower, until: int, resources: Resources, executor: Executor, *, growing: bool
-) -> Records:
+    session: Session, grower: Grower, until: int, resources: Resources, executor: Executor, watch: TrainWatch,
+    *, growing: bool,
+) -> Records | None:  # fmt: skip
+    """Bring every candidate to ``until``; the merged table, or None when the governor stopped it."""
     finished, pending = _inventory(session, grower.plan, until)
+    watch.begin(lambda: grower.plan, finished, pending)
     source = CandidateSource(
         (request.candidate for request in pending), finished, grower if growing else lambda records: None
     )
@@ -146,6 +163,8 @@ def _epoch(
     say(f"search: {len(finished)} of {total} candidates are done up to iteration {until}")
 
     def on_progress(done: int, total: int, in_flight: int) -> None:
+        session.costs.add("candidate", source.last_seconds)
+        watch.in_flight = in_flight
         session.log.emit(
             "PROGRESS_UPDATE", stage="train_supervised", substage="hyperparam_search", file=None, index=done,
             total=total, in_flight=in_flight, until=until,
@@ -154,17 +173,30 @@ def _epoch(
             say(f"search: {done} of {total} candidates done, {time.monotonic() - started:.1f} s")
 
     job = SearchJob(
-        grower.plan, session.paths.root, session.cache_dir, source, tuple(pending), until, session.fence, resources,
-        session.log, session.stop, on_progress,
+        plan=grower.plan, run=session.paths.root, cache=session.cache_dir, source=source, expected=tuple(pending),
+        until=until, fence=session.fence, resources=resources, sink=session.log,
+        should_stop=lambda: session.governor.stopping, may_start=lambda: session.governor.allows("candidate"),
+        on_progress=on_progress, on_report=watch.report,
     )  # fmt: skip
     with heartbeat(session.log, "train_supervised"):
-        if pending:
+        if pending and not session.governor.stopping:
             executor.run(job)
-    session.stop.check()
+    session.costs.save()
     finished, pending = _inventory(session, grower.plan, until)
-    if pending:
+    if pending and not session.governor.draining:
         raise RuntimeError(f"{len(pending)} candidates did not finish")
-    return finished
+    return None if pending else finished
+
+
+def _partial(session: Session, plan: FitPlan) -> Records:
+    """Whatever candidates have figures, finished or not."""
+    store = open_store(plan, session.paths.root, session.fence)
+    records: Records = {}
+    for candidate in plan.candidates:
+        checkpoint = store.latest(candidate.candidate_id, sink=session.log)
+        if checkpoint is not None and "objective" in checkpoint.manifest["best_metrics"]:
+            records[candidate.candidate_id] = read_record(plan, candidate, checkpoint)
+    return records
 
 
 def _inventory(session: Session, plan: FitPlan, until: int) -> tuple[Records, list[LaneRequest]]:

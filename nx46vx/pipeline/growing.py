@@ -60,7 +60,12 @@ class Grower:
         figures = GrowthFigures(0.0, 0.0, 0.0, 0.0)
         if settings.enabled and neurons < settings.max_meta_neurons:
             figures = self._figures(records)
-        return decide_growth(settings, neurons, figures, time_allows=not self.session.stop())
+        return decide_growth(settings, neurons, figures, time_allows=self._time_allows())
+
+    def _time_allows(self) -> bool:
+        governor, candidates = self.session.governor, len(self.plan.l1) * len(self.plan.l2)
+        needed = (self.session.costs.p95("candidate") or 0.0) * candidates
+        return "no_further_growth" not in governor.actions and not governor.draining and needed < governor.until_stop
 
     def _figures(self, records: Records) -> GrowthFigures:
         store = open_store(self.plan, self.session.paths.root, self.session.fence)

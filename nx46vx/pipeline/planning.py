@@ -93,4 +93,3 @@ def _estimate(
         "features_seconds": features, "train_seconds": fit + overhead, "segment_seconds": segment,
         "total_seconds": features + fit + overhead + segment,
     }  # fmt: skip
-

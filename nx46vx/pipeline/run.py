@@ -14,14 +14,18 @@ from typing import Any
 import psutil
 
 from nx46vx import __version__
-from nx46vx.logs import say
+from nx46vx.errors import StoppedError
+from nx46vx.logs import Screen, say
 from nx46vx.pipeline.choose import choose
 from nx46vx.pipeline.dataset import find_cases
-from nx46vx.pipeline.deliver import finish, package, report
+from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
+from nx46vx.pipeline.governing import remember_phases
 from nx46vx.pipeline.planfile import write_plan
 from nx46vx.pipeline.segment import segment
 from nx46vx.pipeline.session import Session, check_directory, finished_report, open_session
+from nx46vx.pipeline.watching import Monitor, TrainWatch
+from nx46vx.runtime.budget import State, Work
 from nx46vx.runtime.numeric import numeric_environment
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings, result_keys
@@ -44,9 +48,14 @@ def run(settings: Settings, root: Path, *, fresh: bool = False, executor: Execut
         _boot(session, resources)
         owned = executor is None
         executor = executor or make_executor(settings)
+        watch = TrainWatch()
+        monitor = Monitor(session, watch, Screen())
         try:
-            return _stages(session, resources, executor)
+            with monitor.running(settings.budget.heartbeat_seconds):
+                fit, value = _stages(session, resources, executor, watch)
+            return finish(session, fit, value)
         finally:
+            session.costs.save()
             if owned:
                 executor.close()
 
@@ -70,12 +79,14 @@ def workers(settings: Settings) -> int:
     return usable_cpus() if settings.features.workers == "auto" else settings.features.workers
 
 
-def _stages(session: Session, resources: Resources, executor: Executor) -> dict[str, Any]:
+def _stages(
+    session: Session, resources: Resources, executor: Executor, watch: TrainWatch
+) -> tuple[FitResult, dict[str, Any]]:
     seconds: dict[str, float] = {}
+    governor = session.governor
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:
-        session.stop.check()
         started = time.monotonic()
         session.log.emit("STAGE_START", stage=name)
         yield
@@ -85,30 +96,76 @@ def _stages(session: Session, resources: Resources, executor: Executor) -> dict[
     with ThreadPoolExecutor(workers(session.settings)) as mapper:
         with stage("discovery"):
             cases = find_cases(session, mapper)
+            governor.work = Work(len(cases.dataset.test), session.settings.mask.calibration_volumes)
             if not session.paths.plan.exists():
                 write_plan(session, cases, None)
+        governor.check()
         with stage("features"):
             data, holdout, keys = load_samples(session, cases, mapper)
+    governor.check()
     with stage("freeze"):
         plan = freeze(session, cases, data, keys)
     with stage("train_supervised"):
-        plan, records = search(session, cases, data, plan, resources, executor)
-        fit = FitResult(plan, records, data, holdout)
+        plan, records, complete = search(session, cases, data, plan, resources, executor, watch)
+        fit = FitResult(plan, records, data, holdout, complete)
+    if not complete:
+        _flush(session, fit)
     with stage("ensemble"):
         choice = choose(session, cases, fit)
     with stage("segment"):
         segmented = segment(session, cases, choice.ensemble)
     with stage("package"):
+        started = time.monotonic()
         submission = package(session, cases, segmented["foreground"])
+        session.costs.add("package", time.monotonic() - started)
+        session.progress.set("package", 1.0 if complete else 0.5)
     value = report(session, cases, fit, choice, segmented, submission, seconds)
     session.log.emit(
-        "GLOBAL_STATS", candidates=len(records), meta_neurons=len(plan.neurons),
+        "GLOBAL_STATS", candidates=len(records), meta_neurons=len(plan.neurons), complete=complete,
         iterations=sum(int(record["iter"]) for record in records.values()), seconds=seconds,
         engine_seconds=sum(float(record["seconds"]) for record in records.values()),
         train_pair_coverage_pct_effective=cases.coverage.pct, coverage_gap_reason=cases.coverage.reason,
         coverage_gap_is_justified=cases.coverage.justified, reduced=session.settings.reduced,
     )  # fmt: skip
-    return finish(session, fit, value)
+    governor.report("RUNTIME_BUDGET_FINAL", complete=complete)
+    if not complete:
+        hand_in(session, value)
+        raise StoppedError(
+            f"stopped by {governor.reason}", where=session.paths.root,
+            found=f"{value['candidates_complete']} of {value['candidates_planned']} candidates complete; "
+            f"{session.paths.submission.name} holds the best ensemble so far",
+            fix="run the same command again to continue",
+        )  # fmt: skip
+    remember_phases(
+        session.settings,
+        {
+            "discovery": seconds["discovery"], "load": seconds["freeze"], "train_data": seconds["features"],
+            "train_fit": seconds["train_supervised"], "segment": seconds["ensemble"] + seconds["segment"],
+            "package": seconds["package"],
+        },
+    )  # fmt: skip
+    return fit, value
+
+
+def _flush(session: Session, fit: FitResult) -> None:
+    """The search was stopped: everything is in the store already; say so, and go on to a partial submission.
+
+    Raises:
+        StoppedError: there is nothing to hand in yet, or no time for it.
+    """
+    governor, started = session.governor, time.monotonic()
+    governor.enter(State.FLUSH)
+    session.log.emit("PRETIMEOUT_FLUSH", candidates_with_figures=len(fit.records), reason=governor.reason)
+    session.log.sync()
+    session.costs.add("flush", time.monotonic() - started)
+    if not fit.records or not governor.may_package():
+        governor.report("RUNTIME_BUDGET_FINAL", complete=False)
+        raise StoppedError(
+            f"stopped by {governor.reason}", where=session.paths.root,
+            found="no candidate has figures yet" if not fit.records else "no time to package",
+            fix="run the same command again to continue",
+        )  # fmt: skip
+    governor.enter(State.PACKAGE)
 
 
 def _boot(session: Session, resources: Resources) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 
 from nx46vx.data.cases import Case
 from nx46vx.data.volume_io import read_volume, write_volume
+from nx46vx.errors import StoppedError
 from nx46vx.inference.calibrate import Calibration, calibrate_mask
 from nx46vx.inference.postprocess import MaskParameters, make_mask
 from nx46vx.inference.predict import probability_volume
@@ -29,17 +31,21 @@ def segment(session: Session, cases: Cases, ensemble: Ensemble) -> dict[str, Any
     foreground = {}
     with heartbeat(session.log, "segment"):
         for number, case in enumerate(cases.dataset.test, start=1):
-            session.stop.check()
+            _check(session)
+            started = time.monotonic()
             probability = _probability(session, case, ensemble)
             trace_array(session.log, "probability", probability, case_id=case.case_id)
             mask = make_mask(probability, parameters)
             trace_array(session.log, "mask", mask, case_id=case.case_id)
             write_volume(session.paths.mask(case.case_id), mask, compression=None)
             foreground[case.case_id] = float(np.count_nonzero(mask) / mask.size)
+            session.costs.add("segment_case", time.monotonic() - started)
+            session.progress.set("segment", number / len(cases.dataset.test))
             session.log.emit(
                 "PROGRESS_UPDATE", stage="segment", file=case.case_id, index=number, total=len(cases.dataset.test)
             )
             say(f"masks: {number} of {len(cases.dataset.test)}: {case.case_id}, {100 * foreground[case.case_id]:.2f} %")
+    session.costs.save()
     return {"parameters": vars(parameters), "validation_f_half": calibration.f_half, "foreground": foreground}
 
 
@@ -49,7 +55,7 @@ def _calibrate(session: Session, cases: Cases, ensemble: Ensemble) -> Calibratio
     weak = None if mask.weak_th == "auto" else mask.weak_th
     volumes = []
     for case in cases.of("validation")[: mask.calibration_volumes]:
-        session.stop.check()
+        _check(session)
         assert case.label is not None
         label = np.asarray(read_volume(case.label, case_id=case.case_id))
         volumes.append((_probability(session, case, ensemble), label))
@@ -58,6 +64,16 @@ def _calibrate(session: Session, cases: Cases, ensemble: Ensemble) -> Calibratio
         return MaskParameters(strong_th, weak_th, mask.z_radius, mask.xy_radius, mask.dust_min_size)
 
     return calibrate_mask(volumes, strong=strong, weak=weak, make=make)
+
+
+def _check(session: Session) -> None:
+    """Between two volumes: go on as long as the governor lets the packaging go on.
+
+    Raises:
+        StoppedError: only the margin is left, or a signal asked for the end and this would take too long.
+    """
+    if not session.governor.may_package():
+        raise StoppedError(f"stopped by {session.governor.reason}", fix="run the same command again to continue")
 
 
 def _probability(session: Session, case: Case, ensemble: Ensemble) -> np.ndarray:

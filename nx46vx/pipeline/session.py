@@ -17,9 +17,13 @@ from nx46vx import __version__
 from nx46vx.errors import IncompatibleError, IntegrityError, NX46Error, UsageError, from_os_error
 from nx46vx.events.writer import EventLog
 from nx46vx.paths import RunPaths, default_cache_dir
+from nx46vx.pipeline.governing import make_governor, make_progress
 from nx46vx.runtime.atomic import write_json, write_text
+from nx46vx.runtime.budget import Governor
+from nx46vx.runtime.costs import CostBook
 from nx46vx.runtime.digest import digest_file
 from nx46vx.runtime.lock import DirectoryLock
+from nx46vx.runtime.progress import Progress
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings, load_settings, result_keys
 
@@ -34,6 +38,9 @@ class Session:
     fence: int
     log: EventLog
     stop: StopFlag
+    costs: CostBook
+    governor: Governor
+    progress: Progress
 
     @property
     def cache_dir(self) -> Path:
@@ -126,7 +133,12 @@ def open_session(root: Path, settings: Settings, stop: StopFlag, *, fresh: bool)
             write_text(paths.config, config_text(settings))
         log = EventLog(paths.events, "driver", run_id=str(identity["run_id"]), fence=lock.fence)
         try:
-            yield Session(settings, paths, str(identity["run_id"]), lock.fence, log, stop)
+            costs = CostBook(paths.costs)
+            governor = make_governor(settings, costs, log, stop)
+            yield Session(
+                settings, paths, str(identity["run_id"]), lock.fence, log, stop, costs, governor,
+                make_progress(settings, paths, log),
+            )  # fmt: skip
         finally:
             log.close()
 

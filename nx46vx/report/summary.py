@@ -12,8 +12,19 @@ def report_markdown(report: Mapping[str, Any]) -> str:
     best = report["best_candidate"]
     ratio = hold["ensemble_f_half"] / hold["intensity_f_half"] if hold["intensity_f_half"] else float("inf")
     lines = [
-        "# NX46-VX run" + (" (REDUCED)" if report["reduced"] else ""),
+        "# NX46-VX run" + (" (REDUCED)" if report["reduced"] else "") + ("" if report["complete"] else " (PARTIAL)"),
         "",
+        *(
+            []
+            if report["complete"]
+            else [
+                f"Stopped by {report['stopped_by']} after {report['candidates_complete']} of "
+                f"{report['candidates_planned']} candidates and {report['iterations_done']} of "
+                f"{report['iterations_planned']} iterations; the submission holds the best ensemble so far. The same "
+                "command continues.",
+                "",
+            ]
+        ),
         f"{report['candidates']} candidates over {report['meta_neurons']} meta-neurons, "
         f"{report['iterations_per_candidate']} iterations each; largest optimality gap "
         f"{report['worst_optimality_gap']:.2e}.",

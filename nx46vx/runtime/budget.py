@@ -9,19 +9,23 @@ The time for segmenting and packaging is reserved and cannot be eaten up: 35 % o
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from nx46vx.errors import UsageError
+from nx46vx.errors import StoppedError, UsageError
 from nx46vx.runtime.costs import CostBook
 from nx46vx.runtime.sink import EventSink
+from nx46vx.runtime.stop import StopFlag
 
 UNMEASURED_SHARE = 0.35
 MEASURED_FACTOR = 1.5
 MARGIN_SECONDS = 600.0
 MARGIN_SHARE = 0.05
+#: After a signal, segmenting and packaging are begun only if they are expected to take no longer.
+SIGNAL_GRACE_SECONDS = 60.0
 #: An ETA beyond this share of the budget (8 h 15 of 9 h) turns the acceleration on.
 ACCELERATE_SHARE = 8.25 / 9
 
@@ -72,16 +76,17 @@ class Governor:
         work: what segmenting and packaging consist of.
         costs: measured so far, also in earlier sessions.
         clock: seconds; survives suspend, cannot be set.
+        stop: a signal sets it: then the deadline is now.
     """
 
     def __init__(
-        self, *, budget: float, started: float, work: Work, costs: CostBook, clock: Callable[[], float], sink: EventSink
-    ) -> None:
+        self, *, budget: float, started: float, work: Work, costs: CostBook, clock: Callable[[], float],
+        sink: EventSink, stop: StopFlag,
+    ) -> None:  # fmt: skip
         self.budget, self.work, self.costs = budget, work, costs
-        self._started, self._clock, self._sink = started, clock, sink
+        self._started, self._clock, self._sink, self._stop = started, clock, sink, stop
         self._lock = threading.RLock()
         self._state = State.RUN
-        self._forced = ""
         self.actions: tuple[str, ...] = ()
 
     @property
@@ -108,7 +113,7 @@ class Governor:
     @property
     def until_stop(self) -> float:
         """Seconds that the search may still take; at most 0 once it has to stop."""
-        if self._forced:
+        if self._stop():
             return 0.0
         flush = self.costs.p95("flush") or 0.0
         return self.remaining - self.margin - self.reserve - flush
@@ -118,19 +123,41 @@ class Governor:
         """Whether only the margin is left: end now, whatever is unfinished."""
         return self.remaining <= self.margin
 
-    def deadline_now(self, reason: str) -> None:
-        """A signal: act as if the time to stop had come."""
-        with self._lock:
-            self._forced = self._forced or reason
+    @property
+    def stopping(self) -> bool:
+        """Whether the search has to stop, or has stopped."""
+        return self.state not in (State.RUN, State.DRAIN)
 
     @property
-    def forced(self) -> str:
-        """The signal that asked for the end, or nothing."""
-        return self._forced
+    def draining(self) -> bool:
+        """Whether candidates may have been left unstarted or unfinished on purpose."""
+        return self.state != State.RUN
+
+    @property
+    def reason(self) -> str:
+        """Why it stops, in words."""
+        return self._stop.reason or "the time budget"
+
+    def check(self) -> None:
+        """Between two pieces of work before the fit: end here if the time is up.
+
+        Raises:
+            StoppedError: the deadline has come, or a signal.
+        """
+        if self.stopping:
+            raise StoppedError(f"stopped by {self.reason}", fix="run the same command again to continue")
+
+    def may_package(self) -> bool:
+        """Whether to segment and package now: always in its reserved time, after a signal only if it is short."""
+        if self.deadline_passed:
+            return False
+        expected = self.work.seconds(self.costs)
+        return not self._stop() or expected is None or expected <= SIGNAL_GRACE_SECONDS
 
     def allows(self, kind: str) -> bool:
         """Whether one more piece of this kind fits before the stop, by its measured 95th percentile."""
-        return self.state == State.RUN or (self.state == State.DRAIN and (self.costs.p95(kind) or 0.0) < self.until_stop)
+        state = self.state
+        return state == State.RUN or (state == State.DRAIN and (self.costs.p95(kind) or 0.0) < self.until_stop)
 
     @property
     def state(self) -> State:
@@ -171,7 +198,7 @@ class Governor:
     def _enter(self, state: State) -> None:
         if _ORDER.index(state) > _ORDER.index(self._state):
             self._state = state
-            self.report("TIME_BUDGET_STATE", entered=state, forced_by=self._forced or None)
+            self.report("TIME_BUDGET_STATE", entered=state, forced_by=self._stop.reason or None)
 
 
 def margin_of(budget: float, costs: CostBook) -> float:
@@ -206,10 +233,9 @@ def parse_duration(text: str) -> float:
     Raises:
         UsageError: it is none of these.
     """
-    import re
-
     found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    seconds = 0.0 if found is None else sum(float(v or 0) * f for v, f in zip(found.groups(), (3600, 60, 1), strict=True))
+    parts = zip(found.groups(), (3600, 60, 1), strict=True) if found else ()
+    seconds = sum(float(value or 0) * factor for value, factor in parts)
     if seconds <= 0:
         raise UsageError("not a duration", found=text, fix="write for instance 9h, 45m, 1h30m or 90s")
     return seconds

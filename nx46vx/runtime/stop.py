@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from nx46vx.errors import EXIT_INTERRUPTED_TWICE, StoppedError
+from nx46vx.errors import EXIT_INTERRUPTED_TWICE
 
 
 class StopFlag:
@@ -26,15 +26,6 @@ class StopFlag:
 
     def __call__(self) -> bool:
         return self._event.is_set()
-
-    def check(self) -> None:
-        """Between two pieces of work: end here if asked to.
-
-        Raises:
-            StoppedError: a stop was asked for.
-        """
-        if self._event.is_set():
-            raise StoppedError(f"stopped by {self.reason}", fix="run the same command again to continue")
 
     @contextmanager
     def on_signals(self) -> Iterator[StopFlag]:
