@@ -121,6 +121,7 @@ class TuneExecutor:
                 "ENGINE_STATS",
                 busy_seconds=sum(one["busy_seconds"] for one in busy),
                 lane_iterations=sum(one["lane_iterations"] for one in busy),
+                kernels=sorted({f"{one['kernel']}: {one['kernel_reason']}" for one in busy}),
                 ray_init_seconds=ray_seconds,
                 search_seconds=time.perf_counter() - started,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,8 +43,13 @@ def run(
     config: Config = None, data: Data = None, out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Accepted; an unfinished run always continues.")] = False,
     fresh: Fresh = False, resume_from_checkpoint: From = None, set_: Set = None, json: Json = False,
+    budget: Annotated[str | None, typer.Option("--budget", help="Time for this session: 9h, 45m, 90s.")] = None,
+    session_start: Annotated[
+        str | None, typer.Option("--session-start", help="When it began: ISO time, unix time, auto or process.")
+    ] = None,
 ) -> None:  # fmt: skip
     """Start a run, continue an unfinished one, or print a finished one's result."""
+    set_ = [*(set_ or []), *_budget(budget, session_start)]
     if (resume or resume_from_checkpoint is not None) and fresh:
         raise UsageError("--resume and --fresh exclude each other", fix="leave one out")
     if resume_from_checkpoint is not None:
@@ -119,6 +125,22 @@ def _settle(config: Path | None, data: Path | None, out: Path | None, pairs: lis
     if out is None:
         out = Path("runs") / (config.stem if config is not None else "default")
     return settings, out
+
+
+def _budget(budget: str | None, session_start: str | None) -> list[str]:
+    """The two time flags as overrides."""
+    from datetime import datetime
+
+    from nx46vx.runtime.budget import parse_duration
+
+    pairs = []
+    if budget is not None:
+        pairs.append(f"budget.hours={parse_duration(budget) / 3600!r}")
+    if session_start is not None:
+        with contextlib.suppress(ValueError):  # else a unix time or a word: the configuration checks it
+            session_start = repr(datetime.fromisoformat(session_start).astimezone().timestamp())
+        pairs.append(f"budget.session_start={session_start}")
+    return pairs
 
 
 def _overrides(data: Path | None, pairs: list[str] | None) -> dict[str, Any]:

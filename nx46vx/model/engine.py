@@ -111,8 +111,13 @@ class FitEngine:
             self._pass()
 
     def stats(self) -> dict[str, Any]:
-        """Seconds spent in passes and lane iterations done since the start."""
-        return {"busy_seconds": self.busy_seconds, "lane_iterations": self.lane_iterations}
+        """Seconds spent in passes and lane iterations done since the start; what computes, and why that."""
+        return {
+            "busy_seconds": self.busy_seconds,
+            "lane_iterations": self.lane_iterations,
+            "kernel": self._passes.kernel,
+            "kernel_reason": self._passes.kernel_reason,
+        }
 
     def close(self) -> None:
         with self._changed:
