@@ -90,7 +90,7 @@ class FitEngine:
             raise ValueError(f"{request.candidate.candidate_id} has nothing left to do")
         with self._changed:
             lane = self._lanes.get(request.candidate)
-            if lane is None or (wanted not in lane.ready and lane.frontier.digest != wanted):
+            if lane is None or not self._leads(lane, request):
                 lane = self._put(request)
             if request.until > lane.until:
                 lane.until = request.until
@@ -101,10 +101,10 @@ class FitEngine:
                     raise RuntimeError("the engine stopped") from self._error
                 if self._closed:
                     raise RuntimeError("the engine was closed")
-                if wanted in lane.ready:
+                if self._leads(lane, request) and wanted in lane.ready:
                     return self._take(lane, wanted, request.until)
-                if self._lanes.get(request.candidate) is not lane:  # another caller put this lane elsewhere
-                    lane = self._put(request)
+                if self._lanes.get(request.candidate) is not lane or not self._leads(lane, request):
+                    lane = self._put(request)  # another caller put this lane elsewhere, or took the block away
                 if self._thread is not None:
                     self._changed.wait(timeout=1.0)
                     continue
@@ -126,6 +126,14 @@ class FitEngine:
         if self._thread:
             self._thread.join()
         self._passes.close()
+
+    @staticmethod
+    def _leads(lane: _Lane, request: LaneRequest) -> bool:
+        """Whether the lane holds the request's next block, or is about to compute it."""
+        block = lane.ready.get(request.state.digest)
+        if block is None:
+            return lane.frontier.digest == request.state.digest
+        return block.state.iteration <= request.until
 
     def _put(self, request: LaneRequest) -> _Lane:
         lane = _Lane(request.candidate, self._grid.lane(request.candidate), request.state, request.until)

@@ -38,8 +38,6 @@ class TorchPasses:
 
     def __init__(self, data: FitData, *, device: str = "cpu", threads: int = 1) -> None:
         self.data, self.device, self.threads = data, torch.device(device), threads
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         groups, _ = data.train_groups
         self._train = [self._place(case) for case in data.train]
@@ -170,7 +168,9 @@ class TorchPasses:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
     def _run(self, work: Callable[[int], None]) -> None:
-        if self.device.type != "cpu" or self.threads == 1:
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)  # holds for the calling thread: in a new one the first product takes all cores
+        if self.device.type != "cpu":
             for first in range(self.threads):
                 work(first)
         else:
