@@ -17,6 +17,7 @@ Every message says what is wrong, where, what was found, and how to mend it.
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from typing import Any
 
 EXIT_DONE = 0
@@ -85,6 +86,24 @@ class EnvironmentFault(NX46Error):
     """The machine refuses: disk full, no permission, missing device."""
 
     exit_code = 7
+
+
+def failure_fields(error: NX46Error) -> dict[str, str | None]:
+    """An error as plain fields, to cross from one process to another."""
+    return {
+        "kind": type(error).__name__,
+        "what": error.what,
+        **{name: None if (value := getattr(error, name)) is None else str(value) for name in ("where", "found", "fix")},
+    }
+
+
+def failure_from(fields: Mapping[str, str | None]) -> NX46Error:
+    """The error that ``failure_fields`` described."""
+    kinds = [NX46Error]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    kind = next((kind for kind in kinds if kind.__name__ == fields.get("kind")), NX46Error)
+    return kind(str(fields["what"]), where=fields.get("where"), found=fields.get("found"), fix=fields.get("fix"))
 
 
 _ADVICE = {

@@ -139,6 +139,7 @@ class Settings(_Section):
     """One run's configuration. ``reduced`` tells whether it cuts what is never to be cut."""
 
     seed: int = Field(0, ge=0, le=2**63 - 1)
+    strict_numeric: bool = Field(False, description="refuse to continue a run in another numeric environment")
     allow_reduced: bool = Field(False, description="permit a smaller grid or fewer iterations; marks every output")
     data: DataSettings = DataSettings()
     features: FeatureSettings = FeatureSettings()
@@ -178,7 +179,15 @@ class Settings(_Section):
 
 
 #: Keys that say how the work is run, not what comes out; a resumed run may change them freely.
-EXECUTION_KEYS = ("resources", "budget", "features.cache_dir", "features.workers", "features.block", "data.dir")
+EXECUTION_KEYS = (
+    "strict_numeric",
+    "resources",
+    "budget",
+    "features.cache_dir",
+    "features.workers",
+    "features.block",
+    "data.dir",
+)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,10 +8,14 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from search.resources import usable_cpus
 
@@ -48,18 +52,20 @@ def ray_session(address: str | None, gpus: int) -> Iterator[None]:
     """Ray for the time of a search: a local one of its own, or a running cluster's at ``address``."""
     import ray
 
-    home = Path(tempfile.mkdtemp(prefix="nx", dir=_short_tmp()))
+    _sweep()
+    home = Path(tempfile.mkdtemp(prefix=f"nx{os.getpid()}-", dir=_short_tmp()))
     umask = os.umask(0o077)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address is not None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="nx46vx")
         else:
-            ray.init(
-                num_cpus=usable_cpus(), num_gpus=gpus, include_dashboard=False, log_to_driver=False,
-                logging_level=logging.ERROR, namespace="nx46vx", _temp_dir=str(home),
-                object_store_memory=OBJECT_STORE_BYTES,
-            )  # fmt: skip
+            with _own_process_groups():
+                ray.init(
+                    num_cpus=usable_cpus(), num_gpus=gpus, include_dashboard=False, log_to_driver=False,
+                    logging_level=logging.ERROR, namespace="nx46vx", _temp_dir=str(home),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                )  # fmt: skip
         os.umask(umask)
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray puts its own in their place
@@ -69,6 +75,30 @@ def ray_session(address: str | None, gpus: int) -> Iterator[None]:
         os.umask(umask)
         ray.shutdown()
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_process_groups() -> Iterator[None]:
+    """Processes started here leave our process group: a signal to the group is for the run, which then ends Ray."""
+    start = subprocess.Popen.__init__
+
+    def start_apart(self: Any, *args: Any, **options: Any) -> None:
+        options.setdefault("process_group", 0)
+        start(self, *args, **options)
+
+    subprocess.Popen.__init__ = start_apart  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+
+
+def _sweep() -> None:
+    """Remove what killed runs of this user left of their Ray sessions."""
+    for folder in Path(_short_tmp()).glob("nx*-*"):
+        pid = folder.name[2:].partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)) and folder.stat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _short_tmp() -> str:

@@ -16,7 +16,7 @@ class EngineActor:
     """Built from the run's plan on disk, so a restart knows the neurons that growth added."""
 
     def __init__(self, run: str, cache: str, device: str, threads: int) -> None:
-        from nx46vx.model.factory import build_engine  # torch is wanted in this process only
+        from nx46vx.model.factory import build_engine  # the numerics are wanted in this process only
         from nx46vx.model.fitplan import load_fit_plan, open_fit_data
         from nx46vx.runtime.sink import NullSink
 

@@ -15,7 +15,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from nx46vx.errors import NX46Error
+from nx46vx.errors import NX46Error, failure_from
 from nx46vx.model.blocks import LaneRequest, start_request
 from nx46vx.model.candidates import Candidate
 from nx46vx.model.fitplan import load_fit_plan
@@ -47,6 +47,7 @@ class SourceSearcher(_NotSaved, Searcher):
         super().__init__(metric="objective", mode="min")
         self._source, self._job = source, job
         self._live: dict[str, Candidate] = {}
+        self.failure: NX46Error | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         over = self._job.should_stop() or not self._job.may_start()
@@ -64,6 +65,9 @@ class SourceSearcher(_NotSaved, Searcher):
         candidate = self._live.pop(trial_id, None)
         if candidate is None:
             return
+        fields = {name: (result or {}).get(f"failure/{name}") for name in ("kind", "what", "where", "found", "fix")}
+        if fields["what"] and self.failure is None:
+            self.failure = failure_from(fields)
         if error or not result or int(result.get("iter", 0)) < self._job.until:
             self._source.give_up(candidate)
             return
@@ -171,12 +175,13 @@ def _tune(job: SearchJob, engines: dict[str, Any]) -> tune.ResultGrid:
     storage.mkdir(parents=True, exist_ok=True)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    searcher = SourceSearcher(source, job)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             metric="objective",
             mode="min",
-            search_alg=SourceSearcher(source, job),
+            search_alg=searcher,
             num_samples=-1,
             max_concurrent_trials=job.resources.trials_in_flight,
             reuse_actors=True,
@@ -193,6 +198,8 @@ def _tune(job: SearchJob, engines: dict[str, Any]) -> tune.ResultGrid:
         ),
     )
     results = tuner.fit()
+    if searcher.failure is not None and not job.should_stop():
+        raise searcher.failure
     if results.errors and not job.should_stop():
         raise NX46Error(
             "a trial failed", where=storage, found=str(results.errors[0]).strip().splitlines()[-1],

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from nx46vx.errors import NX46Error, failure_fields
 from nx46vx.model.blocks import BlockResult, LaneRequest
 from nx46vx.model.candidates import Candidate
 from trainables.task import CandidateTask, TaskFactory
@@ -38,37 +39,47 @@ class CandidateTrial(tune.Trainable):
         self._factory = factory
         self._engines = engines
         self._stack = ExitStack()
-        self._open(config)
+        self._task: CandidateTask | None = None
+        self._wanted = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._stack.close()
-        self._open(new_config)
+        self._close()
+        self._wanted = new_config
         return True
 
     def step(self) -> dict[str, Any]:
         until = time.monotonic() + REPORT_SECONDS
-        while not self._task.done:
-            self._task.advance(self._engine)
-            if time.monotonic() >= until:
-                break
-        return {**self._task.record, "done": self._task.done}
+        task = self._task or self._open(self._wanted)
+        try:
+            while not task.done:
+                task.advance(self._engine)
+                if time.monotonic() >= until:
+                    break
+        except NX46Error as error:  # trying again would not help: report it instead of failing
+            return {**task.record, "done": True, "failure": failure_fields(error)}
+        return {**task.record, "done": task.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Ray gets a copy of ours; it is never read back."""
-        if self._task.checkpoint is not None:
+        if self._task is not None and self._task.checkpoint is not None:
             shutil.copytree(self._task.checkpoint.path, Path(checkpoint_dir), dirs_exist_ok=True)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the task found its own checkpoint, the newest valid one, when it was opened."""
 
     def cleanup(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._task = None
         self._stack.close()
 
-    def _open(self, config: dict[str, Any]) -> None:
+    def _open(self, config: dict[str, Any]) -> CandidateTask:
         candidate = Candidate(int(config["meta_neuron"]), float(config["l1"]), float(config["l2"]))
-        self._task: CandidateTask = self._stack.enter_context(self._factory.open(candidate))
+        self._task = self._stack.enter_context(self._factory.open(candidate))
         gpus = [str(gpu) for gpu in ray.get_gpu_ids()]
         self._engine = RemoteEngine(next((self._engines[gpu] for gpu in gpus if gpu in self._engines), self._any()))
+        return self._task
 
     def _any(self) -> Any:
         return next(iter(self._engines.values()))

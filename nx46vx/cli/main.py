@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from nx46vx.errors import NX46Error, from_os_error
+from nx46vx.errors import EXIT_INTERRUPTED_TWICE, NX46Error, from_os_error
 from nx46vx.runtime.numeric import pin_threads
 
 
@@ -15,7 +15,10 @@ def main(arguments: list[str] | None = None) -> int:
     from nx46vx.cli.app import app
 
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        code = int(app(arguments, standalone_mode=False) or 0)
+        if code == EXIT_INTERRUPTED_TWICE:  # typer's own name for a Ctrl-C that no one handled: the first one
+            raise KeyboardInterrupt
+        return code
     except NX46Error as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

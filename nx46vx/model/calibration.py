@@ -1,4 +1,4 @@
-"""How fast this machine fits: a short timing of real passes over random samples. Imports torch."""
+"""How fast this machine fits: a short timing of real passes over random samples."""
 
 from __future__ import annotations
 

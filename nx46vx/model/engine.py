@@ -218,19 +218,17 @@ class FitEngine:
 
     def _iterate(self, moving: list[_Lane], records: dict[Candidate, list[np.ndarray]]) -> None:
         tiles = sorted({lane.candidate.meta_neuron for lane in moving})
-        gradients = self._passes.gradients({k: self._solvers[k].point for k in tiles})
-        for k in tiles:
-            active = np.zeros(TILE, bool)
-            mine = [lane for lane in moving if lane.candidate.meta_neuron == k]
-            active[[lane.slot for lane in mine]] = True
-            rows = self._solvers[k].step(*gradients[k], active)
-            for lane in mine:
-                records[lane.candidate].append(rows[lane.slot])
+        active = _masks(moving)
+        gradients = self._passes.gradients({k: self._solvers[k].point for k in tiles}, active)
+        rows = {k: self._solvers[k].step(*gradients[k], active[k]) for k in tiles}
+        for lane in moving:
+            records[lane.candidate].append(rows[lane.candidate.meta_neuron][lane.slot])
 
     def _evaluate(self, due: list[_Lane], kpis: dict[Candidate, list[dict[str, Any]]]) -> None:
         tiles = sorted({lane.candidate.meta_neuron for lane in due})
         thetas = {k: self._solvers[k].theta for k in tiles}
-        training, validation = self._passes.gradients(thetas), self._passes.validate(thetas)
+        active = _masks(due)
+        training, validation = self._passes.gradients(thetas, active), self._passes.validate(thetas, active)
         for lane in due:
             k, slot = lane.candidate.meta_neuron, lane.slot
             solver, spec = self._solvers[k], self._specs[k]
@@ -254,3 +252,11 @@ class FitEngine:
                     **vars(figures),
                 }
             )
+
+
+def _masks(lanes: list[_Lane]) -> dict[int, np.ndarray]:
+    """Which columns of each meta-neuron's tile some lanes take: bool (TILE,)."""
+    masks = {lane.candidate.meta_neuron: np.zeros(TILE, bool) for lane in lanes}
+    for lane in lanes:
+        masks[lane.candidate.meta_neuron][lane.slot] = True
+    return masks

@@ -1,4 +1,4 @@
-"""Builds an engine from a fit plan. Imports torch."""
+"""Builds an engine from a fit plan."""
 
 from __future__ import annotations
 

@@ -168,8 +168,6 @@ class TorchPasses:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
     def _run(self, work: Callable[[int], None]) -> None:
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)  # holds for the calling thread: in a new one the first product takes all cores
         if self.device.type != "cpu":
             for first in range(self.threads):
                 work(first)

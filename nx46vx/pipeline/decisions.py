@@ -18,7 +18,7 @@ class Decisions:
         self._path = path
         try:
             self._all: dict[str, dict[str, Any]] = orjson.loads(path.read_bytes()) if path.exists() else {}
-            if not all(isinstance(kind, dict) for kind in self._all.values()):
+            if not isinstance(self._all, dict) or not all(isinstance(kind, dict) for kind in self._all.values()):
                 raise ValueError("not a table of decisions")
         except ValueError as error:
             raise IntegrityError(

@@ -9,12 +9,14 @@ import orjson
 from nx46vx import __version__
 from nx46vx.errors import IncompatibleError, IntegrityError
 from nx46vx.features.pool import POOL_VERSION, feature_names
+from nx46vx.logs import say
 from nx46vx.model.candidates import Grid
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.atomic import write_json
 from nx46vx.runtime.digest import digest_json
+from nx46vx.runtime.numeric import numeric_environment
 from nx46vx.settings import result_keys
 
 PLAN_VERSION = 1
@@ -76,6 +78,7 @@ def write_plan(session: Session, cases: Cases, fit: FitPlan | None, extra: dict[
             "feature_pool": list(feature_names()),
             "candidates": [candidate.to_json() for candidate in grid.candidates(neurons)],
             "max_iter": settings.grid.max_iter,
+            "numeric_environment": before.get("numeric_environment") or numeric_environment(session.device),
             "estimate": (extra or {}).get("estimate", before.get("estimate")),
             "fit": fit.to_json() if fit is not None else None,
         },
@@ -99,4 +102,25 @@ def frozen_fit(session: Session, cases: Cases) -> FitPlan | None:
             "this run was planned for something else", where=session.paths.plan, found=", ".join(differing) + " differ",
             fix="restore the dataset and version it was planned for, or choose another --out",
         )  # fmt: skip
+    _compare_numerics(session, plan.get("numeric_environment") or {})
     return FitPlan.from_json(plan["fit"])
+
+
+def _compare_numerics(session: Session, stored: dict[str, Any]) -> None:
+    """Say so before anything is computed if the last bits may differ from the run's first session.
+
+    Raises:
+        IncompatibleError: ``strict_numeric`` is set.
+    """
+    here = numeric_environment(session.device)
+    differing = {key: [stored.get(key), here.get(key)] for key in sorted(stored.keys() | here.keys())
+                 if stored.get(key) != here.get(key)}  # fmt: skip
+    if not differing:
+        return
+    session.log.emit("RESUME_NUMERIC_ENV_DIFFERS", differing=differing, strict=session.settings.strict_numeric)
+    say(f"the numeric environment differs from the run's first session ({', '.join(differing)}): bits may differ")
+    if session.settings.strict_numeric:
+        raise IncompatibleError(
+            "the numeric environment differs from the run's", where=session.paths.plan, found=differing,
+            fix="continue where it was begun, or without strict_numeric",
+        )  # fmt: skip

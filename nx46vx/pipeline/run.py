@@ -17,7 +17,7 @@ from nx46vx import __version__
 from nx46vx.errors import StoppedError
 from nx46vx.logs import Screen, say
 from nx46vx.pipeline.choose import choose
-from nx46vx.pipeline.dataset import find_cases
+from nx46vx.pipeline.dataset import check_same_data, find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
 from nx46vx.pipeline.governing import remember_phases
@@ -41,6 +41,7 @@ def run(settings: Settings, root: Path, *, fresh: bool = False, executor: Execut
     check_directory(root, settings, fresh=fresh)
     finished = finished_report(root)
     if finished is not None:
+        check_same_data(root, settings)
         return finished
     stop = StopFlag()
     with stop.on_signals(), open_session(root, settings, stop, fresh=fresh) as session:

@@ -21,6 +21,7 @@ from nx46vx.pipeline.governing import make_governor, make_progress
 from nx46vx.runtime.atomic import write_json, write_text
 from nx46vx.runtime.budget import Governor
 from nx46vx.runtime.costs import CostBook
+from nx46vx.runtime.device import choose_device
 from nx46vx.runtime.digest import digest_file
 from nx46vx.runtime.lock import DirectoryLock
 from nx46vx.runtime.progress import Progress
@@ -38,6 +39,7 @@ class Session:
     fence: int
     log: EventLog
     stop: StopFlag
+    device: str
     costs: CostBook
     governor: Governor
     progress: Progress
@@ -136,7 +138,8 @@ def open_session(root: Path, settings: Settings, stop: StopFlag, *, fresh: bool)
             costs = CostBook(paths.costs)
             governor = make_governor(settings, costs, log, stop)
             yield Session(
-                settings, paths, str(identity["run_id"]), lock.fence, log, stop, costs, governor,
+                settings, paths, str(identity["run_id"]), lock.fence, log, stop,
+                choose_device(settings.resources.device).name, costs, governor,
                 make_progress(settings, paths, log),
             )  # fmt: skip
         finally:

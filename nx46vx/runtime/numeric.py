@@ -24,6 +24,7 @@ def numeric_environment(device: str) -> dict[str, Any]:
         "numpy": _version("numpy"),
         "scipy": _version("scipy"),
         "torch": _version("torch"),
+        "llvmlite": _version("llvmlite"),
         "machine": platform.machine(),
         "cpu_flags": _cpu_flags(),
         "device": device,
