@@ -22,7 +22,7 @@ def files() -> list[Path]:
         path.relative_to(ROOT)
         for top in TOP
         for path in sorted((ROOT / top).rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in {".pyc", ".orig"}
     ]
     return [*found, *(Path(name) for name in ROOT_FILES)]
 

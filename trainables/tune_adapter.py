@@ -49,14 +49,15 @@ class CandidateTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         until = time.monotonic() + REPORT_SECONDS
-        task = self._task or self._open(self._wanted)
         try:
+            task = self._task or self._open(self._wanted)
             while not task.done:
                 task.advance(self._engine)
                 if time.monotonic() >= until:
                     break
         except NX46Error as error:  # trying again would not help: report it instead of failing
-            return {**task.record, "done": True, "failure": failure_fields(error)}
+            record = self._task.record if self._task else {"iter": 0}
+            return {"objective": float("nan"), **record, "done": True, "failure": failure_fields(error)}
         return {**task.record, "done": task.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

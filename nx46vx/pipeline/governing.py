@@ -38,14 +38,13 @@ def make_governor(settings: Settings, costs: CostBook, sink: EventSink, stop: St
     return Governor(budget=budget, started=started, work=work, costs=costs, clock=now, sink=sink, stop=stop)
 
 
-def make_progress(settings: Settings, paths: RunPaths, sink: EventSink) -> Progress:
+def make_progress(settings: Settings, paths: RunPaths) -> Progress:
     """Progress with the run's weights: fixed at its start, from what earlier runs on this machine measured."""
     decisions = Decisions(paths.decisions)
     weights = decisions.get("progress", "weights")
     if weights is None:
         weights = weights_from(_past_phases(_phase_file(settings)))
         decisions.put("progress", "weights", weights)
-    sink.emit("PHASE_WEIGHT_CALIBRATION", weights=weights)
     return Progress(weights, floor=_shown(paths.progress))
 
 

@@ -114,12 +114,13 @@ def _stages(
     with stage("ensemble"):
         choice = choose(session, cases, fit)
     with stage("segment"):
-        segmented = segment(session, cases, choice.ensemble)
+        segmented = segment(session, cases, choice.ensemble, counts=complete)
     with stage("package"):
         started = time.monotonic()
         submission = package(session, cases, segmented["foreground"])
         session.costs.add("package", time.monotonic() - started)
-        session.progress.set("package", 1.0 if complete else 0.5)
+        if complete:
+            session.progress.set("package", 1.0)
     value = report(session, cases, fit, choice, segmented, submission, seconds)
     session.log.emit(
         "GLOBAL_STATS", candidates=len(records), meta_neurons=len(plan.neurons), complete=complete,
@@ -194,5 +195,6 @@ def _boot(session: Session, resources: Resources) -> None:
         },
         numeric_environment=numeric_environment(resources.device.name),
     )
+    session.log.emit("PHASE_WEIGHT_CALIBRATION", weights=dict(session.progress.weights))
     marked = " REDUCED" if session.settings.reduced else ""
     say(f"nx46vx {__version__}{marked}, session {session.fence} on {session.paths.root}, {resources.device.name}")

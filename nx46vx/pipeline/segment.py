@@ -21,8 +21,11 @@ from nx46vx.runtime.heartbeat import heartbeat
 from nx46vx.runtime.sink import trace_array
 
 
-def segment(session: Session, cases: Cases, ensemble: Ensemble) -> dict[str, Any]:
-    """Write ``masks/ID.tif`` for every test case; returns the parameters and the foreground share of each."""
+def segment(session: Session, cases: Cases, ensemble: Ensemble, *, counts: bool) -> dict[str, Any]:
+    """Write ``masks/ID.tif`` for every test case; returns the parameters and the foreground share of each.
+
+    ``counts``: whether this is the final ensemble, so that the work counts as progress.
+    """
     with heartbeat(session.log, "calibrate"):
         calibration = _calibrate(session, cases, ensemble)
     parameters = calibration.parameters
@@ -40,7 +43,8 @@ def segment(session: Session, cases: Cases, ensemble: Ensemble) -> dict[str, Any
             write_volume(session.paths.mask(case.case_id), mask, compression=None)
             foreground[case.case_id] = float(np.count_nonzero(mask) / mask.size)
             session.costs.add("segment_case", time.monotonic() - started)
-            session.progress.set("segment", number / len(cases.dataset.test))
+            if counts:
+                session.progress.set("segment", number / len(cases.dataset.test))
             session.log.emit(
                 "PROGRESS_UPDATE", stage="segment", file=case.case_id, index=number, total=len(cases.dataset.test)
             )

@@ -140,7 +140,7 @@ def open_session(root: Path, settings: Settings, stop: StopFlag, *, fresh: bool)
             yield Session(
                 settings, paths, str(identity["run_id"]), lock.fence, log, stop,
                 choose_device(settings.resources.device).name, costs, governor,
-                make_progress(settings, paths, log),
+                make_progress(settings, paths),
             )  # fmt: skip
         finally:
             log.close()

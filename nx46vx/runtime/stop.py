@@ -37,8 +37,9 @@ class StopFlag:
         try:
             yield self
         finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+            if not self._event.is_set():  # once asked to stop, a second Ctrl-C counts until the process is over
+                for number, handler in old.items():
+                    signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._event.is_set() and number == signal.SIGINT:

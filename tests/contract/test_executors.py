@@ -78,6 +78,7 @@ class Bench:
     fence: int = 1
     sink: MemorySink = field(default_factory=MemorySink)
     progress: list[tuple[int, int, int]] = field(default_factory=list)
+    reports: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def plan(self) -> FitPlan:
@@ -103,7 +104,8 @@ class Bench:
         executor.run(
             SearchJob(
                 plan, self.root, self.cache, source, tuple(pending), until, self.fence, plan_resources(RESOURCES),
-                self.sink, should_stop, lambda *counts: self.progress.append(counts),
+                self.sink, should_stop, lambda: True, lambda *counts: self.progress.append(counts),
+                lambda *report: self.reports.append(report),
             )
         )  # fmt: skip
         return source

@@ -125,9 +125,9 @@ def test_adding_a_neuron_twice_is_one_neuron_and_keeps_what_was_done(build: Engi
 
 def test_adding_a_known_neuron_in_the_middle_of_a_pass_changes_nothing(build: Engines) -> None:
     class Meddled(Passes):
-        def gradients(self, thetas):  # type: ignore[no-untyped-def]
+        def gradients(self, thetas, lanes=None):  # type: ignore[no-untyped-def]
             engine.add_neuron(fit_specs()[0])
-            return super().gradients(thetas)
+            return super().gradients(thetas, lanes)
 
     engine = build(passes=Meddled)
     assert follow(engine, begin(FIRST, 20))[-1].state.digest == follow(build(), begin(FIRST, 20))[-1].state.digest
@@ -156,12 +156,12 @@ class Faulty(Passes):
     go = threading.Event()
     left = 2
 
-    def gradients(self, thetas):  # type: ignore[no-untyped-def]
+    def gradients(self, thetas, lanes=None):  # type: ignore[no-untyped-def]
         if self.left == 0:
             self.go.wait(WAIT)
             raise FloatingPointError("the device is gone")
         self.left -= 1
-        return super().gradients(thetas)
+        return super().gradients(thetas, lanes)
 
 
 @pytest.fixture

@@ -1,0 +1,105 @@
+"""The primary records of a run: what its events say, line by line, without what a resume repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nx46vx.events import iter_events
+from nx46vx.pipeline.findings import Findings
+
+Event = Mapping[str, Any]
+
+#: Events of the driver of which the newest counts.
+_NEWEST = frozenset(
+    {
+        "BOOT", "DATASET_DISCOVERY", "TRAIN_DATASET_AUDIT", "TRAIN_COVERAGE_PLAN", "SPLIT", "ENSEMBLE",
+        "MASK_PARAMETERS", "GLOBAL_STATS", "EXEC_COMPLETE",
+    }
+)  # fmt: skip
+
+
+@dataclass
+class CandidateLog:
+    """What one candidate's writer recorded: iterations that count, KPIs by iteration, the figures at its end."""
+
+    iterations: int = 0
+    kpis: dict[int, Event] = field(default_factory=dict)
+    done: Event | None = None
+    payloads: dict[int, str] = field(default_factory=dict)  # checkpoint number -> SHA-512 of its payload
+
+    @property
+    def kpi(self) -> Event | None:
+        return self.kpis.get(self.iterations)
+
+
+@dataclass
+class RunLog:
+    """What all writers recorded. ``complete``: the newest session came to its end."""
+
+    candidates: dict[str, CandidateLog] = field(default_factory=dict)
+    newest: dict[str, Event] = field(default_factory=dict)
+    neurons: dict[int, Event] = field(default_factory=dict)
+    growth: dict[str, Event] = field(default_factory=dict)
+    epoch_best: dict[str, float] = field(default_factory=dict)
+    traces: dict[tuple[str, str], Event] = field(default_factory=dict)  # (array, case id)
+    skipped: dict[str, str] = field(default_factory=dict)
+    fence: int = 0
+    complete: bool = False
+    events: int = 0
+
+
+def read_log(folder: Path, findings: Findings) -> RunLog:
+    """One pass over all events; what does not fit becomes a problem of its writer's log.
+
+    Raises:
+        IntegrityError: a segment cannot be read.
+    """
+    log = RunLog()
+    for event in iter_events(folder, superseded=False):
+        log.events += 1
+        writer, name = str(event["writer"]), str(event["event"])
+        log.fence = max(log.fence, int(event["fence"]))
+        if writer == "driver":
+            _from_driver(log, name, event)
+        else:
+            with findings.guard(folder / writer):
+                _from_candidate(log.candidates.setdefault(writer, CandidateLog()), name, event, findings, folder)
+    return log
+
+
+def _from_driver(log: RunLog, name: str, event: Event) -> None:
+    if name in _NEWEST:
+        log.newest[name] = event
+    if name == "BOOT":
+        log.complete = False
+    elif name == "DATASET_DISCOVERY":
+        log.skipped = {str(case_id): str(reason) for case_id, reason in event["skipped"]}
+    elif name == "EXEC_COMPLETE":
+        log.complete = True
+    elif name == "META_NEURON":
+        log.neurons[int(event["meta_neuron"])] = event
+    elif name == "AUTO_TUNE_POLICY_DECISION" and event.get("policy") == "growth":
+        log.growth[str(event["neurons"])] = event
+    elif name == "PROGRESS_UPDATE" and event.get("substage") == "epoch_done":
+        log.epoch_best[str(int(event["index"]) - 1)] = event["best_objective"]
+    elif name == "ARRAY_TRACE" and "case_id" in event:
+        log.traces[str(event["array"]), str(event["case_id"])] = event
+
+
+def _from_candidate(log: CandidateLog, name: str, event: Event, findings: Findings, folder: Path) -> None:
+    substage = event.get("substage")
+    if substage == "fit_prox_iter":
+        if event["iter"] != log.iterations + 1:
+            findings.problem(
+                folder / str(event["writer"]), f"iteration {event['iter']} follows iteration {log.iterations}"
+            )
+        log.iterations = int(event["iter"])
+    elif substage == "fit_kpi":
+        log.kpis[int(event["iter"])] = event
+    elif name == "CANDIDATE_DONE":
+        log.done = event
+    elif name == "CHECKPOINT_COMMIT":
+        log.payloads[int(event["number"])] = str(event["sha512_payload"])

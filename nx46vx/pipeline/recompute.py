@@ -1,0 +1,126 @@
+"""The result's numbers computed again: from counted iterations, stored counts and histograms, checkpoint payloads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nx46vx.inference.baseline import IntensityThreshold
+from nx46vx.model.candidates import Candidate
+from nx46vx.model.fitplan import FitPlan
+from nx46vx.model.metrics import Counts, validation_figures
+from nx46vx.model.solver import penalty
+from nx46vx.model.state import LaneState
+from nx46vx.pipeline.best import best_records
+from nx46vx.pipeline.findings import Findings
+from nx46vx.pipeline.primary import CandidateLog
+
+Record = dict[str, Any]
+
+
+def candidate_record(
+    fit: FitPlan, candidate: Candidate, log: CandidateLog, state: LaneState, findings: Findings, path: object
+) -> Record:
+    """A candidate's row of the leaderboard: metrics from the stored counts, sparsity from the checkpoint's weights.
+
+    Raises:
+        KeyError, ValueError: the log holds no KPI at the last iteration, or a malformed one.
+    """
+    kpi = log.kpi
+    if kpi is None or log.done is None:
+        raise ValueError(f"no KPI and end of the candidate at iteration {log.iterations}")
+    spec = fit.spec(candidate.meta_neuron)
+    counts = Counts(
+        np.array(kpi["val_true_positives"], np.int64), np.array(kpi["val_false_positives"], np.int64),
+        int(kpi["val_positives"]), int(kpi["val_negatives"]),
+    )  # fmt: skip
+    figures = vars(validation_figures(kpi["val_ce"], counts, state.theta, len(spec.view), spec.log_variance))
+    findings.compare(path, figures, {key: kpi.get(key) for key in figures}, f"fit_kpi at iteration {log.iterations}")
+    theta = state.theta[:, None]
+    objective = kpi["train_loss"] + float(penalty(theta, np.array([candidate.l1]), np.array([candidate.l2]))[0])
+    findings.close(path, objective, kpi["fit_objective"], "fit_objective", 1e-9)
+    return {
+        **candidate.to_json(),
+        "epoch": -(-log.iterations // fit.max_iter),
+        "iter": log.iterations,
+        "train_loss": kpi["train_loss"],
+        "optimality_gap": kpi["optimality_gap"],
+        **figures,
+        "seconds": log.done["seconds"],
+    }
+
+
+def ensemble_value(
+    fit: FitPlan, records: Mapping[str, Record], states: Mapping[str, LaneState], event: Mapping[str, Any],
+    found: Mapping[str, Any], reduced: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """``ensemble.json`` again: each neuron's best candidate, its weights from the payload, its share from the log.
+
+    The log's ``ENSEMBLE`` may lack the intercept; the stored one then stands, and is judged on the feature cache.
+    """
+    weights = {str(member["candidate_id"]): member["weight"] for member in event["members"]}
+    members = []
+    for neuron, record in best_records(records).items():
+        name = str(record["candidate_id"])
+        members.append(
+            {
+                "candidate_id": name,
+                "meta_neuron": neuron,
+                "weight": weights.get(name),
+                "theta": states[name].theta.tolist(),
+                "spec": fit.spec(neuron).to_json(),
+            }
+        )
+    return {"reduced": reduced, "intercept": event.get("intercept", found.get("intercept")), "members": members}
+
+
+def report_figures(event: Mapping[str, Any], ensemble: Mapping[str, Any]) -> dict[str, Any]:
+    """The report's ``validation``, ``holdout`` and ``members`` from the counts and histograms of ``ENSEMBLE``."""
+    validation, holdout = dict(event["validation"]), dict(event["holdout"])
+    at = _counts(validation).best()
+    for part in (validation, holdout):
+        part["threshold_index"] = at
+        part["ensemble_f_half"] = float(_counts(part).f_beta(0.5)[at])
+        part["best_member_average_precision"] = max(part["member_average_precision"])
+    histograms = np.array(holdout["intensity_histograms"], np.int64)
+    threshold = IntensityThreshold(int(holdout["intensity_threshold"]), bool(holdout["intensity_above"]))
+    holdout["intensity_f_half"] = threshold.f_half(histograms)
+    holdout["positives"] = int(histograms[1].sum())
+    holdout["samples"] = int(histograms.sum())
+    members = [
+        {
+            "candidate_id": member["candidate_id"], "meta_neuron": member["meta_neuron"],
+            "view": list(member["spec"]["view"]), "weight": member["weight"], "helps": member["weight"] > 0,
+        }
+        for member in ensemble["members"]
+    ]  # fmt: skip
+    return {"validation": validation, "holdout": holdout, "members": members}
+
+
+def search_figures(records: Sequence[Record], fit: FitPlan) -> dict[str, Any]:
+    """What the report says of the search as a whole."""
+    best = min(records, key=lambda record: (record["objective"], record["candidate_id"]))
+    return {
+        "candidates": len(records),
+        "meta_neurons": len(fit.neurons),
+        "iterations_per_candidate": min(record["iter"] for record in records),
+        "worst_optimality_gap": max(record["optimality_gap"] for record in records),
+        "best_candidate": {
+            key: best[key] for key in ("candidate_id", "objective", "val_fbeta", "val_f1", "val_ce")
+        },
+    }  # fmt: skip
+
+
+def coverage_pct(pairs: int, discovered: int) -> float:
+    return 100.0 * pairs / discovered if discovered else math.nan
+
+
+def _counts(part: Mapping[str, Any]) -> Counts:
+    positives, samples = int(part["positives"]), int(part["samples"])
+    return Counts(
+        np.array(part["true_positives"], np.int64), np.array(part["false_positives"], np.int64),
+        positives, samples - positives,
+    )  # fmt: skip

@@ -1,0 +1,164 @@
+"""Verifying what a run set out to do: identity, configuration, plan, decisions, against the log and each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nx46vx.data.cases import Case
+from nx46vx.data.splits import make_split
+from nx46vx.errors import NX46Error
+from nx46vx.features.pool import POOL_VERSION, feature_names
+from nx46vx.features.request import SampleRequest
+from nx46vx.model.candidates import Grid
+from nx46vx.model.fitplan import FitPlan
+from nx46vx.paths import RunPaths
+from nx46vx.pipeline.findings import Findings
+from nx46vx.pipeline.planfile import MODEL_SIGNATURE, PLAN_VERSION
+from nx46vx.pipeline.primary import RunLog
+from nx46vx.pipeline.recompute import coverage_pct
+from nx46vx.runtime.digest import digest_json
+from nx46vx.settings import Settings, load_settings, result_keys
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``plan.json`` as read. ``requests``: the samples it was trained on; None where this program makes others."""
+
+    value: dict[str, Any]
+    train: tuple[Case, ...]
+    test: tuple[Case, ...]
+    fit: FitPlan | None
+    requests: tuple[SampleRequest, ...] | None
+
+    @property
+    def by_id(self) -> dict[str, Case]:
+        return {case.case_id: case for case in self.train}
+
+
+def check_settings(findings: Findings, paths: RunPaths, log: RunLog | None) -> Settings | None:
+    """``config.yaml`` is readable, and every key that decides a result is what the first session said."""
+    if findings.read(paths.config) is None:
+        return None
+    try:
+        settings = load_settings(paths.config, environ={})
+    except NX46Error as error:
+        findings.problem(paths.config, f"{error.what}: {error.found}")
+        return None
+    boot = log.newest.get("BOOT") if log is not None else None
+    if boot is not None:
+        findings.compare(paths.config, boot["config"], result_keys(settings))
+    return settings
+
+
+def check_plan(findings: Findings, paths: RunPaths, settings: Settings, run_id: str, log: RunLog) -> Plan | None:
+    """``plan.json`` against configuration and log; None where it cannot be read or there is none yet."""
+    if not paths.plan.exists() and not log.candidates:
+        findings.skip("plan.json", "the run has none yet")
+        return None
+    value = findings.read_json(paths.plan)
+    plan: Plan | None = None
+    if value is not None:
+        with findings.guard(paths.plan):
+            plan = _parsed(value, settings)
+            _check_data(findings, paths, settings, plan, log)
+            _check_grid(findings, paths, settings, run_id, plan, log)
+    return plan
+
+
+def check_decisions(findings: Findings, paths: RunPaths, log: RunLog) -> None:
+    """Recorded decisions are those that the log tells of."""
+    if not paths.decisions.exists() and not log.growth and not log.epoch_best:
+        return
+    value = findings.read_json(paths.decisions)
+    if value is None:
+        return
+    with findings.guard(paths.decisions):
+        for neurons, decision in value.get("growth", {}).items():
+            event = log.growth.get(neurons, {})
+            told = {key: event[key] for key in decision if key in event}
+            findings.compare(paths.decisions, told, decision, f"growth.{neurons}")
+        told = {epoch: best for epoch, best in log.epoch_best.items() if epoch in value.get("epoch_best", {})}
+        findings.compare(paths.decisions, told, value.get("epoch_best", {}), "epoch_best")
+        for kind in value.keys() - {"growth", "epoch_best"}:
+            findings.skip(f"decisions.json, {kind}", "nothing else records it")
+
+
+def _parsed(value: dict[str, Any], settings: Settings) -> Plan:
+    train, test = (tuple(Case.from_json(case) for case in value[key]) for key in ("train_pairs", "test"))
+    fit = FitPlan.from_json(value["fit"]) if value["fit"] is not None else None
+    by_id = {case.case_id: case for case in train}
+    same = value["identity"]["preprocessing"] == f"pool-{POOL_VERSION}"
+    features, requests = settings.features, None
+    if same:
+        limits = {"train": features.max_samples_per_volume}
+        for role in ("validation", "holdout"):
+            limits[role] = features.validation_samples_per_volume
+        requests = tuple(
+            SampleRequest(by_id[case_id], role, settings.seed, limit, features.block)  # type: ignore[arg-type]
+            for role, limit in limits.items()
+            for case_id in value["split"][role]
+        )
+    return Plan(value, train, test, fit, requests)
+
+
+def _check_data(findings: Findings, paths: RunPaths, settings: Settings, plan: Plan, log: RunLog) -> None:
+    value, path = plan.value, paths.plan
+    split = make_split(
+        plan.by_id, seed=settings.seed, validation_fraction=settings.data.validation_fraction,
+        holdout_fraction=settings.data.holdout_fraction,
+    )  # fmt: skip
+    findings.compare(path, split.to_json(), value["split"], "split")
+    coverage = value["coverage"]
+    findings.compare(
+        path, coverage_pct(len(plan.train), int(coverage["pair_count_discovered"])),
+        coverage["train_pair_coverage_pct_effective"], "coverage.train_pair_coverage_pct_effective",
+    )  # fmt: skip
+    if (audit := log.newest.get("TRAIN_DATASET_AUDIT")) is not None:
+        findings.compare(
+            path, audit["pair_count_discovered"], coverage["pair_count_discovered"], "coverage.pair_count_discovered"
+        )
+        findings.compare(path, audit["pair_count_selected_for_training"], len(plan.train), "number of train_pairs")
+        if audit["pair_count_usable"] == len(plan.train):
+            content = [[[c.case_id, c.image_digest, c.label_digest] for c in part] for part in (plan.train, plan.test)]
+            findings.compare(path, digest_json(content), value["dataset"], "dataset")
+    if (planned := log.newest.get("TRAIN_COVERAGE_PLAN")) is not None:
+        told = {key: planned[key] for key in ("coverage_gap_reason", "coverage_gap_is_justified")}
+        findings.compare(path, told, {key: coverage[key] for key in told}, "coverage")
+    if (found := log.newest.get("DATASET_DISCOVERY")) is not None:
+        findings.compare(path, found["digest"], value["dataset"], "dataset")
+
+
+def _check_grid(findings: Findings, paths: RunPaths, settings: Settings, run_id: str, plan: Plan, log: RunLog) -> None:
+    value, path, fit = plan.value, paths.plan, plan.fit
+    grid = Grid.from_settings(settings.grid)
+    neurons = range(settings.grid.meta_neurons if fit is None else len(fit.neurons))
+    identity = {
+        "config": digest_json(result_keys(settings)), "data": value["dataset"],
+        "grid": digest_json(settings.grid.model_dump(mode="json")), "model_signature": MODEL_SIGNATURE,
+    }  # fmt: skip
+    expected = {
+        "plan_version": PLAN_VERSION, "run_id": run_id, "reduced": settings.reduced,
+        "max_iter": settings.grid.max_iter, "candidates": [one.to_json() for one in grid.candidates(neurons)],
+    }  # fmt: skip
+    if plan.requests is not None:
+        identity["features"] = digest_json([POOL_VERSION, *feature_names()])
+        expected["feature_pool"] = list(feature_names())
+    findings.compare(path, expected, {key: value[key] for key in expected})
+    findings.compare(path, identity, {key: value["identity"].get(key) for key in identity}, "identity")
+    if fit is None:
+        return
+    stored = value["fit"]
+    told = {
+        "run_id": run_id, "seed": settings.seed, "pool": value["feature_pool"], "l1": list(grid.l1),
+        "l2": list(grid.l2), "max_iter": settings.grid.max_iter, "method": settings.solver.method,
+        "block": settings.solver.block_iterations, "identity": value["identity"],
+        "neurons": [spec.to_json() for spec in fit.neurons],
+    }  # fmt: skip
+    if plan.requests is not None:
+        for role in ("train", "validation"):
+            told[f"{role}_keys"] = [request.key for request in plan.requests if request.role == role]
+    findings.compare(path, told, {key: stored[key] for key in told}, "fit")
+    for number, event in log.neurons.items():
+        if number < len(fit.neurons):
+            findings.compare(path, event["digest"], fit.spec(number).digest, f"fit.neurons[{number}].digest")
