@@ -87,6 +87,8 @@ class Findings:
         if not isinstance(value, dict):
             self.problem(path, "is no JSON object")
             return None
+        if orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n" != raw:
+            self.problem(path, "is not spelled as this program writes it")
         return value
 
     def compare(self, path: object, expected: Any, found: Any, key: str = "", line: int | None = None) -> None:

@@ -15,7 +15,7 @@ Event = Mapping[str, Any]
 #: Events of the driver of which the newest counts.
 _NEWEST = frozenset(
     {
-        "BOOT", "DATASET_DISCOVERY", "TRAIN_DATASET_AUDIT", "TRAIN_COVERAGE_PLAN", "SPLIT", "ENSEMBLE",
+        "BOOT", "PHASE_WEIGHT_CALIBRATION", "PLAN", "DATASET_DISCOVERY", "TRAIN_DATASET_AUDIT", "TRAIN_COVERAGE_PLAN", "SPLIT", "ENSEMBLE",
         "MASK_PARAMETERS", "GLOBAL_STATS", "EXEC_COMPLETE",
     }
 )  # fmt: skip
@@ -23,21 +23,21 @@ _NEWEST = frozenset(
 
 @dataclass
 class CandidateLog:
-    """What one candidate's writer recorded: iterations that count, KPIs by iteration, the figures at its end."""
+    """What one candidate's writer recorded: iterations that count; KPIs and ends of epochs by iteration."""
 
     iterations: int = 0
     kpis: dict[int, Event] = field(default_factory=dict)
-    done: Event | None = None
+    ends: dict[int, Event] = field(default_factory=dict)
     payloads: dict[int, str] = field(default_factory=dict)  # checkpoint number -> SHA-512 of its payload
 
-    @property
-    def kpi(self) -> Event | None:
-        return self.kpis.get(self.iterations)
+    def newest_kpi(self, iteration: int) -> Event | None:
+        """The newest evaluation up to an iteration."""
+        return self.kpis.get(max((at for at in self.kpis if at <= iteration), default=-1))
 
 
 @dataclass
 class RunLog:
-    """What all writers recorded. ``complete``: the newest session came to its end."""
+    """What all writers recorded. ``session``: names of the driver's events since the newest ``BOOT``."""
 
     candidates: dict[str, CandidateLog] = field(default_factory=dict)
     newest: dict[str, Event] = field(default_factory=dict)
@@ -46,9 +46,21 @@ class RunLog:
     epoch_best: dict[str, float] = field(default_factory=dict)
     traces: dict[tuple[str, str], Event] = field(default_factory=dict)  # (array, case id)
     skipped: dict[str, str] = field(default_factory=dict)
+    boots: list[Event] = field(default_factory=list)
+    data_dirs: set[str] = field(default_factory=set)
     fence: int = 0
-    complete: bool = False
+    session: set[str] = field(default_factory=set)
     events: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """The newest session brought the run to its end."""
+        return "EXEC_COMPLETE" in self.session
+
+    @property
+    def handed_in(self) -> bool:
+        """The newest session handed in a submission, whole or partial."""
+        return "GLOBAL_STATS" in self.session
 
 
 def read_log(folder: Path, findings: Findings) -> RunLog:
@@ -73,12 +85,12 @@ def read_log(folder: Path, findings: Findings) -> RunLog:
 def _from_driver(log: RunLog, name: str, event: Event) -> None:
     if name in _NEWEST:
         log.newest[name] = event
+    log.session = {name} if name == "BOOT" else log.session | {name}
     if name == "BOOT":
-        log.complete = False
+        log.boots.append(event)
     elif name == "DATASET_DISCOVERY":
+        log.data_dirs.add(str(event["data_dir"]))
         log.skipped = {str(case_id): str(reason) for case_id, reason in event["skipped"]}
-    elif name == "EXEC_COMPLETE":
-        log.complete = True
     elif name == "META_NEURON":
         log.neurons[int(event["meta_neuron"])] = event
     elif name == "AUTO_TUNE_POLICY_DECISION" and event.get("policy") == "growth":
@@ -100,6 +112,6 @@ def _from_candidate(log: CandidateLog, name: str, event: Event, findings: Findin
     elif substage == "fit_kpi":
         log.kpis[int(event["iter"])] = event
     elif name == "CANDIDATE_DONE":
-        log.done = event
+        log.ends[int(event["iter"])] = event
     elif name == "CHECKPOINT_COMMIT":
         log.payloads[int(event["number"])] = str(event["sha512_payload"])

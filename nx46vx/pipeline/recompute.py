@@ -22,40 +22,47 @@ Record = dict[str, Any]
 
 
 def candidate_record(
-    fit: FitPlan, candidate: Candidate, log: CandidateLog, state: LaneState, findings: Findings, path: object
-) -> Record:
-    """A candidate's row of the leaderboard: metrics from the stored counts, sparsity from the checkpoint's weights.
+    fit: FitPlan, candidate: Candidate, log: CandidateLog, state: LaneState, seconds: float, findings: Findings,
+    path: object,
+) -> Record | None:  # fmt: skip
+    """A candidate's row of the merged table: metrics from the stored counts, sparsity from the checkpoint's weights.
+
+    ``seconds``: what its checkpoint says; the log's word counts where it has one. None: it was never evaluated.
 
     Raises:
-        KeyError, ValueError: the log holds no KPI at the last iteration, or a malformed one.
+        KeyError, ValueError: the log holds a malformed KPI.
     """
-    kpi = log.kpi
-    if kpi is None or log.done is None:
-        raise ValueError(f"no KPI and end of the candidate at iteration {log.iterations}")
+    kpi = log.newest_kpi(state.iteration)
+    if kpi is None:
+        return None
     spec = fit.spec(candidate.meta_neuron)
     counts = Counts(
         np.array(kpi["val_true_positives"], np.int64), np.array(kpi["val_false_positives"], np.int64),
         int(kpi["val_positives"]), int(kpi["val_negatives"]),
     )  # fmt: skip
     figures = vars(validation_figures(kpi["val_ce"], counts, state.theta, len(spec.view), spec.log_variance))
-    findings.compare(path, figures, {key: kpi.get(key) for key in figures}, f"fit_kpi at iteration {log.iterations}")
-    theta = state.theta[:, None]
-    objective = kpi["train_loss"] + float(penalty(theta, np.array([candidate.l1]), np.array([candidate.l2]))[0])
-    findings.close(path, objective, kpi["fit_objective"], "fit_objective", 1e-9)
+    if kpi["iter"] == state.iteration:
+        theta = state.theta[:, None]
+        objective = kpi["train_loss"] + float(penalty(theta, np.array([candidate.l1]), np.array([candidate.l2]))[0])
+        findings.close(path, objective, kpi["fit_objective"], "fit_objective", 1e-9)
+    else:  # it was stopped between two evaluations: the weights of the last one are gone
+        figures |= {key: kpi[key] for key in ("sparsity", "objective")}
+    findings.compare(path, figures, {key: kpi.get(key) for key in figures}, f"fit_kpi at iteration {kpi['iter']}")
+    end = log.ends.get(state.iteration)
     return {
         **candidate.to_json(),
-        "epoch": -(-log.iterations // fit.max_iter),
-        "iter": log.iterations,
+        "epoch": -(-state.iteration // fit.max_iter),
+        "iter": state.iteration,
         "train_loss": kpi["train_loss"],
         "optimality_gap": kpi["optimality_gap"],
         **figures,
-        "seconds": log.done["seconds"],
+        "seconds": seconds if end is None else end["seconds"],
     }
 
 
 def ensemble_value(
     fit: FitPlan, records: Mapping[str, Record], states: Mapping[str, LaneState], event: Mapping[str, Any],
-    found: Mapping[str, Any], reduced: bool,
+    found: Mapping[str, Any], marks: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """``ensemble.json`` again: each neuron's best candidate, its weights from the payload, its share from the log.
 
@@ -74,7 +81,7 @@ def ensemble_value(
                 "spec": fit.spec(neuron).to_json(),
             }
         )
-    return {"reduced": reduced, "intercept": event.get("intercept", found.get("intercept")), "members": members}
+    return {**marks, "intercept": event.get("intercept", found.get("intercept")), "members": members}
 
 
 def report_figures(event: Mapping[str, Any], ensemble: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,11 +107,15 @@ def report_figures(event: Mapping[str, Any], ensemble: Mapping[str, Any]) -> dic
     return {"validation": validation, "holdout": holdout, "members": members}
 
 
-def search_figures(records: Sequence[Record], fit: FitPlan) -> dict[str, Any]:
-    """What the report says of the search as a whole."""
+def search_figures(records: Sequence[Record], fit: FitPlan, goal: int) -> dict[str, Any]:
+    """What the report says of the search as a whole; ``goal``: iterations that every candidate is to reach."""
     best = min(records, key=lambda record: (record["objective"], record["candidate_id"]))
     return {
         "candidates": len(records),
+        "candidates_complete": sum(record["iter"] >= goal for record in records),
+        "candidates_planned": len(fit.candidates),
+        "iterations_done": sum(record["iter"] for record in records),
+        "iterations_planned": len(fit.candidates) * goal,
         "meta_neurons": len(fit.neurons),
         "iterations_per_candidate": min(record["iter"] for record in records),
         "worst_optimality_gap": max(record["optimality_gap"] for record in records),

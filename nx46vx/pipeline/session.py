@@ -46,12 +46,12 @@ class Session:
 
     @property
     def cache_dir(self) -> Path:
-        return self.settings.features.cache_dir or default_cache_dir()
+        return (self.settings.features.cache_dir or default_cache_dir()).absolute()
 
     @property
     def data_dir(self) -> Path:
         """The dataset: the configured one, or the volumes that the run made for itself."""
-        return self.settings.data.dir or self.paths.data
+        return (self.settings.data.dir or self.paths.data).absolute()
 
 
 def finished_report(root: Path) -> dict[str, Any] | None:
@@ -124,6 +124,7 @@ def open_session(root: Path, settings: Settings, stop: StopFlag, *, fresh: bool)
         EnvironmentFault: it cannot be written to.
     """
     check_directory(root, settings, fresh=fresh)
+    root = root.absolute()  # trials work in folders of their own
     paths = RunPaths(root)
     try:
         root.mkdir(parents=True, exist_ok=True)

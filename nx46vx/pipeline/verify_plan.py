@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nx46vx.data.cases import Case
+from nx46vx.data.discovery import TEST_IMAGES, TRAIN_IMAGES, TRAIN_LABELS
 from nx46vx.data.splits import make_split
 from nx46vx.errors import NX46Error
 from nx46vx.features.pool import POOL_VERSION, feature_names
@@ -80,7 +83,11 @@ def check_decisions(findings: Findings, paths: RunPaths, log: RunLog) -> None:
             findings.compare(paths.decisions, told, decision, f"growth.{neurons}")
         told = {epoch: best for epoch, best in log.epoch_best.items() if epoch in value.get("epoch_best", {})}
         findings.compare(paths.decisions, told, value.get("epoch_best", {}), "epoch_best")
-        for kind in value.keys() - {"growth", "epoch_best"}:
+        weighed = log.newest.get("PHASE_WEIGHT_CALIBRATION")
+        if weighed is not None:
+            told = {"weights": weighed["weights"]}
+            findings.compare(paths.decisions, told, value.get("progress", {}), "progress")
+        for kind in sorted(value.keys() - {"growth", "epoch_best", "progress"}):
             findings.skip(f"decisions.json, {kind}", "nothing else records it")
 
 
@@ -127,6 +134,22 @@ def _check_data(findings: Findings, paths: RunPaths, settings: Settings, plan: P
         findings.compare(path, told, {key: coverage[key] for key in told}, "coverage")
     if (found := log.newest.get("DATASET_DISCOVERY")) is not None:
         findings.compare(path, found["digest"], value["dataset"], "dataset")
+        if found["usable_pairs"] == len(plan.train):
+            shapes = Counter("x".join(map(str, case.shape)) for case in (*plan.train, *plan.test))
+            findings.compare(path, found["sizes"], dict(shapes), "shapes")
+            totals = [sum(case.counts[label] for case in plan.train if case.counts) for label in range(3)]
+            findings.compare(path, list(found["class_voxels"].values()), totals, "counts")
+    for cases, place in ((plan.train, TRAIN_IMAGES), (plan.test, TEST_IMAGES)):
+        for case in cases:
+            _check_place(findings, path, case.image, case.case_id, place, log)
+            if case.label is not None:
+                _check_place(findings, path, case.label, case.case_id, TRAIN_LABELS, log)
+
+
+def _check_place(findings: Findings, plan: Path, file: Path, case_id: str, place: str, log: RunLog) -> None:
+    """A file's path in the plan, which is never followed, is one that the log saw."""
+    if (file.stem, file.parent.name) != (case_id, place) or str(file.parent.parent) not in log.data_dirs:
+        findings.problem(plan, f"{file} is not where the log found case {case_id}")
 
 
 def _check_grid(findings: Findings, paths: RunPaths, settings: Settings, run_id: str, plan: Plan, log: RunLog) -> None:
@@ -146,8 +169,14 @@ def _check_grid(findings: Findings, paths: RunPaths, settings: Settings, run_id:
         expected["feature_pool"] = list(feature_names())
     findings.compare(path, expected, {key: value[key] for key in expected})
     findings.compare(path, identity, {key: value["identity"].get(key) for key in identity}, "identity")
+    if (planned := log.newest.get("PLAN")) is not None and value["estimate"] is not None:
+        findings.compare(path, planned["estimate"], value["estimate"], "estimate")
     if fit is None:
         return
+    if log.boots:  # the session that froze the fit is one of these
+        for key in ("version", "numeric_environment"):
+            if value[key] not in [boot[key] for boot in log.boots]:
+                findings.problem(path, f"{key} is that of no session in the log")
     stored = value["fit"]
     told = {
         "run_id": run_id, "seed": settings.seed, "pool": value["feature_pool"], "l1": list(grid.l1),

@@ -11,12 +11,12 @@ import numpy as np
 
 from nx46vx.data.cases import Case
 from nx46vx.data.volume_io import read_volume
-from nx46vx.model.state import LaneState
 from nx46vx.paths import RunPaths
 from nx46vx.pipeline.findings import Findings
 from nx46vx.pipeline.primary import CandidateLog, RunLog
 from nx46vx.pipeline.recompute import Record, candidate_record, ensemble_value, report_figures, search_figures
 from nx46vx.pipeline.verify_plan import Plan
+from nx46vx.pipeline.verify_store import Standing
 from nx46vx.report.summary import report_markdown
 from nx46vx.report.tables import LEADERBOARD_COLUMNS, leaderboard_csv, read_leaderboard
 from nx46vx.runtime.digest import digest_file
@@ -28,16 +28,15 @@ from nx46vx.submission.gate import check_submission
 
 @dataclass
 class Results:
-    """One run's results under verification. ``complete``: the log says that everything was handed in."""
+    """One run's results under verification, as far as the log's newest session made them."""
 
     findings: Findings
     paths: RunPaths
     settings: Settings
     plan: Plan
     log: RunLog
-    states: Mapping[str, LaneState]
+    standings: Mapping[str, Standing]
     identity: Mapping[str, Any]
-    complete: bool
     records: dict[str, Record] = field(default_factory=dict)
     ensemble: dict[str, Any] | None = None
     report: dict[str, Any] | None = None
@@ -51,11 +50,14 @@ class Results:
         files = self._check_submission(foreground)
         self._check_report(foreground, files, seal_root, roots)
 
-    def _there(self, path: Any) -> bool:
+    def _there(self, path: Any, due: bool) -> bool:
+        """Whether a file is there and has to agree with the records. ``due``: the log says that it was made."""
         if path.exists():
-            return True
-        if self.complete:
-            self.findings.problem(path, "is missing, and the log says that the run is complete")
+            if not due:
+                self.findings.skip(path.name, "the run has gone on since it was made")
+            return due
+        if due:
+            self.findings.problem(path, "is missing, and the log says that it was made")
         else:
             self.findings.skip(path.name, "the run has not made it yet")
         return False
@@ -64,41 +66,38 @@ class Results:
         fit = self.plan.fit
         for candidate in fit.candidates if fit is not None else ():
             name, log = candidate.candidate_id, self.log.candidates.get(candidate.candidate_id, CandidateLog())
-            if fit is None or name not in self.states:
+            if fit is None or name not in self.standings:
                 continue
-            if not self.complete and (log.done is None or self.states[name].iteration != log.iterations):
-                continue
-            path = self.paths.events / name
+            path, standing = self.paths.events / name, self.standings[name]
             with self.findings.guard(path):
-                self.records[name] = candidate_record(fit, candidate, log, self.states[name], self.findings, path)
+                record = candidate_record(fit, candidate, log, standing.state, standing.seconds, self.findings, path)
+                if record is not None:
+                    self.records[name] = record
 
     def _check_leaderboard(self) -> None:
         path, findings = self.paths.leaderboard, self.findings
-        if not self._there(path):
+        if not self._there(path, "ENSEMBLE" in self.log.session):
             return
+        whole = {k: record for k, record in self.records.items() if record["iter"] >= self.settings.grid.max_iter}
         with findings.guard(path):
-            if findings.read(path) == leaderboard_csv(self.records.values()).encode():
-                findings.checked["leaderboard rows"] = len(self.records)
-                findings.checked["numbers"] += len(self.records) * len(LEADERBOARD_COLUMNS)
+            if findings.read(path) == leaderboard_csv(whole.values()).encode():
+                findings.checked["leaderboard rows"] = len(whole)
+                findings.checked["numbers"] += len(whole) * len(LEADERBOARD_COLUMNS)
                 return
             rows = read_leaderboard(path)
             for number, row in enumerate(rows, start=2):
                 name = row["candidate_id"]
-                record = self.records.get(name)
+                record = whole.get(name)
                 if record is None:
                     findings.problem(path, f"{name}: the records hold no such finished candidate", number)
                     continue
-                if not self.complete and record["iter"] != row["iter"]:
-                    findings.skip(f"leaderboard.csv, {name}", "the run has gone on since it was written")
-                    continue
                 findings.compare(path, {key: record[key] for key in LEADERBOARD_COLUMNS}, row, name, number)
-            missing = sorted(self.records.keys() - {row["candidate_id"] for row in rows})
-            for name in missing if self.complete else ():
+            for name in sorted(whole.keys() - {row["candidate_id"] for row in rows}):
                 findings.problem(path, f"{name}: it has no row")
 
     def _check_ensemble(self) -> None:
         path, findings, fit = self.paths.ensemble, self.findings, self.plan.fit
-        if not self._there(path):
+        if not self._there(path, "ENSEMBLE" in self.log.session):
             return
         event, value = self.log.newest.get("ENSEMBLE"), findings.read_json(path)
         if value is None:
@@ -107,11 +106,14 @@ class Results:
         if event is None or fit is None:
             findings.problem(path, "the log holds no ENSEMBLE")
             return
-        if not self.complete and len(self.records) < len(fit.candidates):
-            findings.skip("ensemble.json", "the run has gone on since it was written")
-            return
         with findings.guard(path):
-            expected = ensemble_value(fit, self.records, self.states, event, value, self.settings.reduced)
+            marks = {"reduced": self.settings.reduced}
+            if self.log.handed_in:
+                marks["complete"] = bool(self.log.newest["GLOBAL_STATS"]["complete"])
+            elif "complete" in value:
+                marks["complete"] = value["complete"]
+            states = {name: standing.state for name, standing in self.standings.items()}
+            expected = ensemble_value(fit, self.records, states, event, value, marks)
             findings.compare(path, expected, value)
             findings.checked["ensemble members"] = len(expected["members"])
 
@@ -126,7 +128,7 @@ class Results:
         for case_id, case in cases.items():
             path = self.paths.mask(case_id)
             if path.name not in names:
-                if self._there(path):
+                if self._there(path, self.log.handed_in):
                     findings.problem(self.paths.plan, f"test case {case_id!r} is no file name")
                 continue
             with findings.guard(path):
@@ -148,7 +150,7 @@ class Results:
 
     def _check_submission(self, foreground: Mapping[str, float]) -> list[dict[str, Any]] | None:
         path, findings = self.paths.submission, self.findings
-        if not self._there(path):
+        if not self._there(path, self.log.handed_in):
             return None
         shapes = {case.case_id: case.shape for case in self.plan.test}
         empty = [case_id for case_id, share in foreground.items() if share == 0.0]
@@ -162,7 +164,7 @@ class Results:
                 mask = self.paths.masks / file["name"]
                 if mask.exists() and digest_file(mask) != file["sha512"]:
                     findings.problem(path, f"{file['name']}: it is not the file under masks/")
-            if (done := self.log.newest.get("EXEC_COMPLETE")) is not None and self.complete:
+            if (done := self.log.newest.get("EXEC_COMPLETE")) is not None and self.log.complete:
                 findings.compare(path, done["submission_sha512"], digest_file(path), "sha512")
         return files
 
@@ -171,15 +173,13 @@ class Results:
         roots: list[str],
     ) -> None:  # fmt: skip
         path, findings = self.paths.report_json, self.findings
-        if not self._there(path):
+        if not self._there(path, self.log.handed_in):
             return
         self.report = value = findings.read_json(path)
         if value is None:
             return
-        if not self.complete:
-            findings.skip("report.json", "the run has gone on since it was written")
-            return
-        expected: dict[str, Any] = {"complete": True}
+        complete = self.log.complete
+        expected: dict[str, Any] = {"complete": complete, **({"stopped_by": None} if complete else {})}
         with findings.guard(path):
             expected |= self._expected_report(foreground, files)
         known = {key: item for key, item in value.items() if key in expected}
@@ -187,9 +187,11 @@ class Results:
         for key in sorted(value.keys() - expected.keys() - {"log_root"}):
             findings.skip(f"report.json, {key}", "nothing else records it")
         root = value.get("log_root")
-        if (seal_root is not None and root != seal_root) or root not in roots:
+        if not complete:
+            findings.compare(path, None, root, "log_root")
+        elif (seal_root is not None and root != seal_root) or root not in roots:
             findings.problem(path, f"log_root is {str(root)[:32]}..., no seal of this run has this root")
-        if self._there(self.paths.report_md):
+        if self._there(self.paths.report_md, True):
             with findings.guard(self.paths.report_md):
                 if findings.read(self.paths.report_md) != report_markdown(value).encode():
                     findings.problem(self.paths.report_md, "it does not follow from report.json")
@@ -204,7 +206,7 @@ class Results:
             "reduced": self.settings.reduced,
             "version": newest["BOOT"]["version"],
             "run_id": self.identity.get("run_id"),
-            **search_figures(list(self.records.values()), plan.fit),
+            **search_figures(list(self.records.values()), plan.fit, self.settings.iterations),
             "coverage": plan.value["coverage"],
             "split": plan.value["split"],
             "skipped": [list(pair) for pair in sorted(self.log.skipped.items())],

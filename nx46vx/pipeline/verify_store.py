@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ from nx46vx.runtime.digest import digest_bytes
 from nx46vx.runtime.files import REAL_FILES
 from nx46vx.runtime.sink import NullSink
 from trainables.task import state_of
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A candidate's newest checkpoint: its state, and the seconds spent on it."""
+
+    state: LaneState
+    seconds: float
 
 
 def check_store(findings: Findings, paths: RunPaths, run_id: str, executor: Executor | None) -> RunSeal | None:
@@ -63,14 +72,14 @@ def sealed_roots(events: Path) -> list[str]:
 
 def check_candidates(
     findings: Findings, paths: RunPaths, fit: FitPlan, log: RunLog, complete: bool
-) -> dict[str, LaneState]:
-    """Hold each candidate's checkpoints against the plan and the log; returns the newest state of each."""
+) -> dict[str, Standing]:
+    """Hold each candidate's checkpoints against the plan and the log; returns where each of them stands."""
     store = CheckpointStore(paths.checkpoints, run_id=fit.run_id, identity=fit.identity)
     known = {candidate.candidate_id: candidate for candidate in fit.candidates}
     for owner in store.owners():
         if owner not in known:
             findings.problem(paths.checkpoints / owner, "the plan has no such candidate")
-    states: dict[str, LaneState] = {}
+    states: dict[str, Standing] = {}
     for name, candidate in known.items():
         written = log.candidates.get(name, CandidateLog())
         newest = None
@@ -85,7 +94,7 @@ def check_candidates(
         findings.compare(path, fit.data_cursor, manifest["data_cursor"], "data_cursor")
         with findings.guard(path):
             state = state_of(newest)
-            states[name] = state
+            states[name] = Standing(state, float(manifest["best_metrics"]["seconds"]))
             told = {
                 **candidate.to_json(),
                 "spec": fit.spec(candidate.meta_neuron).digest,

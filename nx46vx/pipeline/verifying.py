@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from nx46vx.errors import UsageError
-from nx46vx.model.state import LaneState
 from nx46vx.paths import RunPaths
 from nx46vx.pipeline.findings import Findings, unsafe_entries
 from nx46vx.pipeline.primary import RunLog, read_log
 from nx46vx.pipeline.verify_outside import cache_of, check_cache, check_data, check_figures, data_of
 from nx46vx.pipeline.verify_plan import Plan, check_decisions, check_plan, check_settings
 from nx46vx.pipeline.verify_results import Results
-from nx46vx.pipeline.verify_store import check_candidates, check_store, sealed_roots
+from nx46vx.pipeline.verify_store import Standing, check_candidates, check_store, sealed_roots
 from nx46vx.runtime.archive_names import limit_of, stays_behind
 from nx46vx.settings import Settings
 
@@ -63,10 +62,10 @@ def verify(
     plan = check_plan(findings, paths, settings, run_id, log)
     check_decisions(findings, paths, log)
     if plan is not None:
-        states: dict[str, LaneState] = {}
+        standings: dict[str, Standing] = {}
         if plan.fit is not None:
-            states = check_candidates(findings, paths, plan.fit, log, log.complete)
-        results = Results(findings, paths, settings, plan, log, states, identity, log.complete)
+            standings = check_candidates(findings, paths, plan.fit, log, log.complete)
+        results = Results(findings, paths, settings, plan, log, standings, identity)
         results.check(seal.root if seal is not None else None, sealed_roots(paths.events))
         _check_outside(findings, paths, settings, plan, log, results, cache, data)
     _name_the_rest(findings, paths)
@@ -94,5 +93,5 @@ def _check_outside(
 ) -> None:  # fmt: skip
     images = check_data(findings, data_of(paths, settings, data), plan)
     samples = check_cache(findings, cache_of(paths, settings, cache), plan, log)
-    if results.complete and results.ensemble is not None and results.report is not None:
+    if results.ensemble is not None and results.report is not None:
         check_figures(findings, paths, plan, log, samples, images, results.ensemble, results.report)

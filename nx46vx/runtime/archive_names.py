@@ -21,6 +21,7 @@ _TRAVELS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"run\.json", _MIB // 16),
         (r"plan\.json", 256 * _MIB),
         (r"decisions\.json", 64 * _MIB),
+        (r"progress\.json", _MIB // 16),
         (r"run\.lock\.fence", 4096),  # the count of sessions; without it the log refuses the next one
         (rf"checkpoints/{_OWNER}/fence-\d{{8}}", 0),
         (rf"checkpoints/{_OWNER}/ckpt-\d{{8}}/ckpt_manifest\.json", 16 * _MIB),
@@ -39,7 +40,7 @@ _TRAVELS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
 
 #: What a run directory may hold besides: never packed, and passed over in an archive that was packed by other means.
 _STAYS = re.compile(
-    r"run\.lock|costs\.json|progress\.jsonl|(data|ray)/.*"
+    r"run\.lock|costs\.json|(data|ray)/.*"
     r"|([^/]+/)*\.[^/]+\.tmp|checkpoints/[^/]+/\.(tmp|trash)-[^/]+(/.*)?"
 )
 _FOLDERS = re.compile(rf"(checkpoints|events)/({_OWNER}/)?|checkpoints/{_OWNER}/ckpt-\d{{8}}/|masks/|data/|ray/")

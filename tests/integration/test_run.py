@@ -798,3 +798,15 @@ def test_the_laptop_configuration_works_on_other_peoples_tiffs(cli: Command, tmp
     assert {name: mask.shape for name, mask in masks_of(tmp_path / "run" / "submission.zip").items()} == {
         "t0.tif": (80, 88, 96), "t1.tif": (77, 80, 83),
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_relative_run_directory_is_the_drivers_also_for_trials_in_other_processes(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "tiny.yaml", flat={"data.dir": str(tiny_data), "resources.executor": "ray"})
+    ended = cli("run", "--config", "tiny.yaml", "--out", "runs/here", "--json")
+    assert ended.code == 0, ended.stderr
+    assert Path(ended.json["submission"]) == Path("runs/here/submission.zip")
+    assert len(list((tmp_path / "runs/here/checkpoints").iterdir())) == 4

@@ -6,7 +6,7 @@ import gzip
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +250,15 @@ def add(name: str, data: bytes = b"") -> Callable[[Path], None]:
     return change
 
 
+def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        text = (root / name).read_text()
+        assert old in text
+        (root / name).write_text(text.replace(old, new))
+
+    return change
+
+
 def remove(pattern: str) -> Callable[[Path], None]:
     def change(root: Path) -> None:
         path = first(root, pattern)
@@ -316,7 +325,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "the plan is gone": (remove("plan.json"), "plan.json"),
     "the configuration is gone": (remove("config.yaml"), "config.yaml"),
     "the configuration is another": (
-        lambda root: (root / "config.yaml").write_text((root / "config.yaml").read_text().replace("seed: 2", "seed: 3")),
+        replace("config.yaml", "seed: 2", "seed: 3"),
         "config.yaml",
     ),
     "the identity is gone": (remove("run.json"), "run.json"),
@@ -344,17 +353,17 @@ def test_whatever_else_is_changed_is_caught_and_named(copy: Path, what: str) -> 
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path) -> Iterator[Path]:
+def own_cache(tmp_path: Path) -> Path:
     """A copy of the feature cache."""
     shutil.copytree(default_cache_dir(), tmp_path / "cache")
-    yield tmp_path / "cache"
+    return tmp_path / "cache"
 
 
 def test_a_damaged_cache_entry_is_caught(finished: Path, own_cache: Path) -> None:
     keys = orjson.loads((finished / "plan.json").read_bytes())["fit"]["train_keys"]
-    flip(own_cache / "entries" / keys[0] / "features.npy")
+    flip(own_cache / "entries" / keys[0][:2] / keys[0] / "features.npy")
     assert any(keys[0] in path for path in caught(finished, cache=own_cache))
-    shutil.rmtree(own_cache / "entries" / keys[0])
+    shutil.rmtree(own_cache / "entries" / keys[0][:2] / keys[0])
     found = verify(finished, cache=own_cache)
     assert found["problems"] == []
     assert any("1 of 5 entries" in what for what in found["not_checked"])
