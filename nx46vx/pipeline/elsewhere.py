@@ -49,7 +49,7 @@ def take_up(
             settings.append(_settings(folder, config, overrides))
             _check_readable(folder)
             check_directory(folder, settings[0], fresh=False)
-        except IntegrityError as error:  # the folder that was looked at is gone by the time this is read
+        except NX46Error as error:  # the folder that was looked at is gone by the time this is read
             raise type(error)(error.what, where=source, found=error.found, fix=error.fix) from error
 
     bring: Callable[..., None] = import_run if packed else copy_run

@@ -15,8 +15,8 @@ Event = Mapping[str, Any]
 #: Events of the driver of which the newest counts.
 _NEWEST = frozenset(
     {
-        "BOOT", "PHASE_WEIGHT_CALIBRATION", "PLAN", "DATASET_DISCOVERY", "TRAIN_DATASET_AUDIT", "TRAIN_COVERAGE_PLAN", "SPLIT", "ENSEMBLE",
-        "MASK_PARAMETERS", "GLOBAL_STATS", "EXEC_COMPLETE",
+        "BOOT", "PHASE_WEIGHT_CALIBRATION", "PLAN", "DATASET_DISCOVERY", "TRAIN_DATASET_AUDIT",
+        "TRAIN_COVERAGE_PLAN", "SPLIT", "ENSEMBLE", "MASK_PARAMETERS", "GLOBAL_STATS", "EXEC_COMPLETE",
     }
 )  # fmt: skip
 

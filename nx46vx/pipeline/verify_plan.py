@@ -11,6 +11,7 @@ from nx46vx.data.cases import Case
 from nx46vx.data.discovery import TEST_IMAGES, TRAIN_IMAGES, TRAIN_LABELS
 from nx46vx.data.splits import make_split
 from nx46vx.errors import NX46Error
+from nx46vx.events.chain import RESERVED
 from nx46vx.features.pool import POOL_VERSION, feature_names
 from nx46vx.features.request import SampleRequest
 from nx46vx.model.candidates import Grid
@@ -22,6 +23,8 @@ from nx46vx.pipeline.primary import RunLog
 from nx46vx.pipeline.recompute import coverage_pct
 from nx46vx.runtime.digest import digest_json
 from nx46vx.settings import Settings, load_settings, result_keys
+
+_NOT_OF_THE_DECISION = RESERVED | {"policy", "replayed"}
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,15 @@ def check_decisions(findings: Findings, paths: RunPaths, log: RunLog) -> None:
     if value is None:
         return
     with findings.guard(paths.decisions):
-        for neurons, decision in value.get("growth", {}).items():
-            event = log.growth.get(neurons, {})
-            told = {key: event[key] for key in decision if key in event}
-            findings.compare(paths.decisions, told, decision, f"growth.{neurons}")
-        told = {epoch: best for epoch, best in log.epoch_best.items() if epoch in value.get("epoch_best", {})}
-        findings.compare(paths.decisions, told, value.get("epoch_best", {}), "epoch_best")
+        growth = {
+            neurons: {key: item for key, item in event.items() if key not in _NOT_OF_THE_DECISION}
+            for neurons, event in log.growth.items()
+        }
+        for kind, told in (("growth", growth), ("epoch_best", log.epoch_best)):
+            found = value.get(kind, {})
+            if not log.handed_in:  # killed after a decision was recorded and before the log told of it
+                found = {key: item for key, item in found.items() if key in told}
+            findings.compare(paths.decisions, told, found, kind)
         weighed = log.newest.get("PHASE_WEIGHT_CALIBRATION")
         if weighed is not None:
             told = {"weights": weighed["weights"]}

@@ -127,9 +127,10 @@ class Results:
             findings.problem(self.paths.masks / name, "no test volume has this name")
         for case_id, case in cases.items():
             path = self.paths.mask(case_id)
+            if not self._there(path, self.log.handed_in):
+                continue
             if path.name not in names:
-                if self._there(path, self.log.handed_in):
-                    findings.problem(self.paths.plan, f"test case {case_id!r} is no file name")
+                findings.problem(self.paths.plan, f"test case {case_id!r} is no file name")
                 continue
             with findings.guard(path):
                 foreground[case_id] = self._mask_share(case, path)

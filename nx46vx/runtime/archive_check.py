@@ -27,6 +27,7 @@ RATIO_FREE = 1 << 20
 #: Most bytes of the archive's table of contents (a run has about a thousand members of a hundred bytes each).
 _MAX_TABLE = 8 << 20
 _MAX_LINES = 256 << 20
+_MAX_DEPTH = 16
 _CHUNK = 1 << 20
 _ENCRYPTED, _DOS_FOLDER = 0x1, 0x10
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -144,14 +145,7 @@ def check_content(folder: Path, names: Sequence[str], where: Path) -> None:
     for name in names:
         if name.endswith(".jsonl.gz"):
             _check_segment(folder / name, f"{where}, {name}")
-    try:
-        tokens = yaml.scan((folder / "config.yaml").read_text())
-        if any(isinstance(token, yaml.AnchorToken | yaml.AliasToken) for token in tokens):
-            raise IntegrityError("the configuration holds references", where=f"{where}, config.yaml")
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise IntegrityError(
-            "the configuration cannot be read", where=f"{where}, config.yaml", found=str(error)[:200]
-        ) from error
+    _check_yaml(folder / "config.yaml", f"{where}, config.yaml")
 
 
 def read_member(path: Path, name: str) -> bytes:
@@ -204,6 +198,20 @@ def _folder_around(names: Sequence[str]) -> str:
         return ""
     first = names[0].partition("/")[0] + "/"
     return first if all(name.startswith(first) for name in names) and f"{first}config.yaml" in names else ""
+
+
+def _check_yaml(path: Path, where: str) -> None:
+    """Neither references, which unfold without end, nor nesting that no configuration has."""
+    depth = 0
+    try:
+        for event in yaml.parse(path.read_text()):
+            if getattr(event, "anchor", None) is not None:
+                raise IntegrityError("the configuration holds references", where=where)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise IntegrityError("the configuration is nested too deeply", where=where)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise IntegrityError("the configuration cannot be read", where=where, found=str(error)[:200]) from error
 
 
 def _check_segment(path: Path, where: str) -> None:

@@ -17,7 +17,7 @@ _CASE = r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,200}"
 _TRAVELS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
     (re.compile(pattern), limit)
     for pattern, limit in (
-        (r"config\.yaml", _MIB),
+        (r"config\.yaml", _MIB // 8),
         (r"run\.json", _MIB // 16),
         (r"plan\.json", 256 * _MIB),
         (r"decisions\.json", 64 * _MIB),
