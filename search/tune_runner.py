@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.logger import TBXLoggerCallback
 from ray.tune.search import Searcher
 
 from nx46vx.errors import NX46Error, failure_from
@@ -194,6 +195,7 @@ def _tune(job: SearchJob, engines: dict[str, Any]) -> tune.ResultGrid:
             stop=_Stop(job),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_at_end=True),
+            callbacks=[TBXLoggerCallback()],
             verbose=0,
         ),
     )

@@ -68,7 +68,8 @@ def test_shipped_configurations_cut_nothing(name: str) -> None:
 def test_the_tour_in_the_usage_runs(tmp_path: Path) -> None:
     tour = re.search(r"<!-- tour -->\n```sh\n(.*?)```", USAGE, re.DOTALL)
     assert tour is not None
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "XDG_CACHE_HOME": f"{tmp_path}/cache"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "XDG_CACHE_HOME": f"{tmp_path}/cache"}
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     done = subprocess.run(["bash", "-e", "-c", tour[1]], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -62,7 +62,7 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
     }
     marks = {"reduced": session.settings.reduced, "complete": fit.complete}
     write_json(session.paths.ensemble, {**marks, **ensemble.to_json()})
-    session.log.emit("ENSEMBLE", **figures)
+    session.log.emit("ENSEMBLE", intercept=ensemble.intercept, **figures)
     hold = figures["holdout"]
     say(
         f"hold-out: F0.5 {hold['ensemble_f_half']:.3f} against {hold['intensity_f_half']:.3f} of the best intensity "
