@@ -28,6 +28,7 @@ class CandidateSource:
         self._ended = False
         self._since: dict[Candidate, float] = {}
         self.last_seconds = 0.0
+        self._given_up: list[Candidate] = []
         self.records: Records = dict(finished)
         self.on_grown: Callable[[NeuronSpec, list[Candidate]], None] = lambda spec, candidates: None
 
@@ -71,4 +72,11 @@ class CandidateSource:
     def give_up(self, candidate: Candidate) -> None:
         """A candidate came back incomplete (stopped or failed): no further round is started."""
         self._live.discard(candidate)
+        self._given_up.append(candidate)
         self._ended = True
+
+    def take_back(self) -> None:
+        """Hand out again what came back incomplete."""
+        self._pending.extend(sorted(self._given_up))
+        self._given_up = []
+        self._ended = False

@@ -120,7 +120,18 @@ class TuneExecutor:
         ray_seconds = time.perf_counter() - started
         engines = _start_engines(job)
         try:
-            self.results = _tune(job, engines)
+            for attempt in range(RETRIES + 1):
+                self.results = _tune(job, engines, attempt)
+                if not self.results.errors or job.should_stop():
+                    break
+                if attempt == RETRIES:
+                    raise NX46Error(
+                        "trials failed again and again", where=RunPaths(job.run).ray,
+                        found=str(self.results.errors[0]).strip().splitlines()[-1],
+                        fix="see the trials' error files there; the same command continues the run",
+                    )  # fmt: skip
+                job.sink.emit("TRIALS_RETRIED", attempt=attempt + 1, failed=len(self.results.errors))
+                job.source.take_back()
             busy = [ray.get(actor.stats.remote()) for actor in engines.values()]
             job.sink.emit(
                 "ENGINE_STATS",
@@ -160,7 +171,7 @@ def _spread(requests: list[LaneRequest], engines: dict[str, Any]) -> None:
         actor.expect.remote([r for r in requests if r.candidate.meta_neuron % len(actors) == number])
 
 
-def _tune(job: SearchJob, engines: dict[str, Any]) -> tune.ResultGrid:
+def _tune(job: SearchJob, engines: dict[str, Any], attempt: int) -> tune.ResultGrid:
     source = job.source
 
     def grown(spec: NeuronSpec, candidates: list[Candidate]) -> None:
@@ -190,7 +201,7 @@ def _tune(job: SearchJob, engines: dict[str, Any]) -> tune.ResultGrid:
             trial_name_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=f"session-{job.fence:04d}-until-{job.until:06d}",
+            name=f"session-{job.fence:04d}-until-{job.until:06d}-{attempt}",
             storage_path=str(storage.absolute()),
             stop=_Stop(job),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
@@ -202,11 +213,6 @@ def _tune(job: SearchJob, engines: dict[str, Any]) -> tune.ResultGrid:
     results = tuner.fit()
     if searcher.failure is not None and not job.should_stop():
         raise searcher.failure
-    if results.errors and not job.should_stop():
-        raise NX46Error(
-            "a trial failed", where=storage, found=str(results.errors[0]).strip().splitlines()[-1],
-            fix="see the trial's error file there; the same command continues the run",
-        )  # fmt: skip
     return results
 
 

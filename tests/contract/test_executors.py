@@ -239,37 +239,34 @@ def test_a_broken_trial_is_an_error_and_loses_nothing(bench: Bench, executor: Ex
 
 
 @pytest.mark.slow
-def test_an_uninterrupted_ray_run_holds_135_results(tmp_path: Path, tiny_data: Path) -> None:
+@pytest.mark.parametrize("executor", ["ray"], indirect=True, scope="module")
+def test_an_uninterrupted_ray_run_holds_135_results(tmp_path: Path, tiny_data: Path, executor: Executor) -> None:
     from tiny import WHOLE, overlaid
 
     settings = Settings.model_validate(overlaid(WHOLE, {"data.dir": str(tiny_data)}))
-    executor = make_executor(settings)
     root = tmp_path / "run"
-    try:
-        report = run(settings, root, executor=executor)
-        grid = executor.results  # type: ignore[attr-defined]
-        assert len(grid) == 135 and grid.num_errors == 0
-        plan, seen = load_fit_plan(root), set()
-        store = open_store(plan, root, 10**6)
-        for result in grid:
-            assert set(result.config) == {"meta_neuron", "l1", "l2"}
-            candidate = Candidate(**result.config)
-            seen.add(candidate)
-            assert result.metrics["iter"] == 120
-            kept = store.latest(candidate.candidate_id, sink=NullSink())
-            assert kept is not None
-            record = read_record(plan, candidate, kept)
-            assert result.metrics["objective"] == record["objective"]
-            assert result.metrics["val_fbeta"] == record["val_fbeta"]
-            with result.checkpoint.as_directory() as folder:
-                names = {path.name for path in Path(folder).iterdir()}
-                assert "ckpt_manifest.json" in names
-                manifest = orjson.loads((Path(folder) / "ckpt_manifest.json").read_bytes())
-                assert manifest["sha512_payload"] == kept.manifest["sha512_payload"]
-        assert seen == set(plan.candidates) and len(seen) == 135
-        assert report["candidates"] == 135 and report["reduced"] is False
-    finally:
-        executor.close()
+    report = run(settings, root, executor=executor)
+    grid = executor.results  # type: ignore[attr-defined]
+    assert len(grid) == 135 and grid.num_errors == 0
+    plan, seen = load_fit_plan(root), set()
+    store = open_store(plan, root, 10**6)
+    for result in grid:
+        assert set(result.config) == {"meta_neuron", "l1", "l2"}
+        candidate = Candidate(**result.config)
+        seen.add(candidate)
+        assert result.metrics["iter"] == 120
+        kept = store.latest(candidate.candidate_id, sink=NullSink())
+        assert kept is not None
+        record = read_record(plan, candidate, kept)
+        assert result.metrics["objective"] == record["objective"]
+        assert result.metrics["val_fbeta"] == record["val_fbeta"]
+        with result.checkpoint.as_directory() as folder:
+            names = {path.name for path in Path(folder).iterdir()}
+            assert "ckpt_manifest.json" in names
+            manifest = orjson.loads((Path(folder) / "ckpt_manifest.json").read_bytes())
+            assert manifest["sha512_payload"] == kept.manifest["sha512_payload"]
+    assert seen == set(plan.candidates) and len(seen) == 135
+    assert report["candidates"] == 135 and report["reduced"] is False
 
 
 def test_looks_at_stop_are_what_ends_a_search_between_blocks(bench: Bench) -> None:

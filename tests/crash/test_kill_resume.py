@@ -262,6 +262,7 @@ def test_a_second_interrupt_ends_at_once_with_130_and_the_run_goes_on_later(
 ) -> None:
     """In the middle of a long pass, where the first one has to wait for the end of its block."""
     flat = {"data.dir": str(tiny_data), "grid.max_iter": 2000, "solver.block_iterations": 1000}
+    flat |= {"features.max_samples_per_volume": 40_000, "features.validation_samples_per_volume": 40_000}
     config, root = write_config(tmp_path / "long.yaml", flat=flat), tmp_path / "run"
     process = processes("run", "--config", config, "--out", root)
     process.wait_for(lambda: "search: 0 of" in process.said)
