@@ -19,6 +19,9 @@ GRID_L2 = (1e-4, 1e-3, 1e-2)
 GRID_META_NEURONS = 9
 GRID_MAX_ITER = 120
 
+#: Features in the pool; a view cannot be wider.
+POOL_SIZE = 24
+
 Auto = Literal["auto"]
 Penalty = Annotated[float, Field(gt=0, le=10)]
 
@@ -69,7 +72,7 @@ class GridSettings(_Section):
     l1: tuple[Penalty, ...] = Field(GRID_L1, min_length=1)
     l2: tuple[Penalty, ...] = Field(GRID_L2, min_length=1)
     max_iter: int = Field(GRID_MAX_ITER, ge=1, le=1_000_000, description="iterations per candidate and epoch")
-    features_per_neuron: int = Field(6, ge=1, le=64, description="F, the width of a meta-neuron's view")
+    features_per_neuron: int = Field(6, ge=1, le=POOL_SIZE, description="F, the width of a meta-neuron's view")
 
     @model_validator(mode="after")
     def _distinct(self) -> GridSettings:
@@ -77,7 +80,8 @@ class GridSettings(_Section):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ValueError(f"{name} names the same value twice")
         if len(self.l1) * len(self.l2) > 16:
-            raise ValueError("a meta-neuron's l1 x l2 candidates have to fit one tile of 16 lanes")
+            pairs = len(self.l1) * len(self.l2)
+            raise ValueError(f"{pairs} l1 x l2 pairs; a meta-neuron's candidates have to fit one tile of 16 lanes")
         return self
 
 

@@ -20,6 +20,8 @@ def probability_volume(
     by rounding at most. ``on_block`` is told (blocks done, blocks in all).
     """
     names = ensemble.features
+    if not names:  # no member helped: the same probability everywhere
+        return np.full(volume.shape, _sigmoid(np.array(ensemble.intercept)), np.float32)
     reference = measure_reference(volume)
     probability = np.empty(volume.shape, np.float32)
     total = sum(1 for _ in block_windows(volume.shape, block))

@@ -39,7 +39,7 @@ def draw_views(
     """The views of meta-neurons 0, 1, ... (pass all from 0 on: no two neurons get the same set of features).
 
     Raises:
-        UsageError: the view is wider than the pool.
+        UsageError: the view is wider than the pool, or the pool has no further different one.
     """
     if width > len(pool):
         raise UsageError(
@@ -54,6 +54,12 @@ def draw_views(
             view = tuple(pool[index] for index in sorted(chosen))
             if view not in views.values():
                 break
+        if view in views.values():
+            raise UsageError(
+                "the feature pool has too few different views for the meta-neurons",
+                where="grid.features_per_neuron", found=f"{width} of {len(pool)} features, meta-neuron {neuron}",
+                fix="choose a smaller view or fewer meta-neurons",
+            )  # fmt: skip
         views[neuron] = view
     return views
 

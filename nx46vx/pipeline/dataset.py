@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,17 +43,7 @@ class Cases:
 
     def requests(self, session: Session) -> list[SampleRequest]:
         """What is sampled of each pair: balanced for training, natural for validation and hold-out."""
-        features = session.settings.features
-        limits = {
-            "train": features.max_samples_per_volume,
-            "validation": features.validation_samples_per_volume,
-            "holdout": features.validation_samples_per_volume,
-        }
-        return [
-            SampleRequest(case, role, session.settings.seed, limit, features.block)  # type: ignore[arg-type]
-            for role, limit in limits.items()
-            for case in self.of(role)
-        ]
+        return sample_requests(session.settings, self.by_id, self.split)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,6 +58,21 @@ class Cases:
             },
             "split": self.split.to_json(),
         }
+
+
+def sample_requests(settings: Settings, by_id: Mapping[str, Case], split: Split) -> list[SampleRequest]:
+    """The samples of all pairs of a split, training first, then validation, then hold-out."""
+    features = settings.features
+    limits = {
+        "train": features.max_samples_per_volume,
+        "validation": features.validation_samples_per_volume,
+        "holdout": features.validation_samples_per_volume,
+    }
+    return [
+        SampleRequest(by_id[case_id], role, settings.seed, limit, features.block)  # type: ignore[arg-type]
+        for role, limit in limits.items()
+        for case_id in getattr(split, role)
+    ]
 
 
 def check_same_data(root: Path, settings: Settings) -> None:

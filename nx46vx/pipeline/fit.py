@@ -125,8 +125,9 @@ def search(
         records = _epoch(session, grower, until, resources, executor, watch, growing=epoch == 0)
         if records is None:
             return grower.plan, _partial(session, grower.plan), False
-        best = min(float(record["objective"]) for record in records.values())
-        if decisions.get("epoch_best", epoch) is None:
+        best = decisions.get("epoch_best", epoch)
+        if best is None:  # else an earlier session was here, and the records have gone further since
+            best = min(float(record["objective"]) for record in records.values())
             decisions.put("epoch_best", epoch, best)
         session.log.emit(
             "PROGRESS_UPDATE", stage="train_supervised", substage="epoch_done", file=None, index=epoch + 1,
@@ -185,7 +186,7 @@ def _epoch(
     finished, pending = _inventory(session, grower.plan, until)
     if pending and not session.governor.draining:
         raise RuntimeError(f"{len(pending)} candidates did not finish")
-    return None if pending else finished
+    return None if pending or grower.undecided else finished
 
 
 def _partial(session: Session, plan: FitPlan) -> Records:

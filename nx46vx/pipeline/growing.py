@@ -34,13 +34,20 @@ class Grower:
     data: FitData
     plan: FitPlan
     decisions: Decisions
+    undecided: bool = False
 
     def __call__(self, records: Mapping[str, Mapping[str, Any]]) -> tuple[NeuronSpec, list[Candidate]] | None:
-        """One more meta-neuron and its candidates, or None."""
+        """One more meta-neuron and its candidates, or None.
+
+        A session that is being stopped decides nothing: ``undecided`` is set, and the next session decides.
+        """
         neurons = len(self.plan.neurons)
         recorded = self.decisions.get("growth", neurons)
         if recorded is None:
             decision = self._decide(records, neurons)
+            if self.session.governor.stopping:
+                self.undecided = True
+                return None
             self.decisions.put("growth", neurons, decision.to_json())
         else:
             decision = GrowthDecision.from_json(recorded)

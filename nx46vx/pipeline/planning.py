@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
+from nx46vx.data.cases import Case
+from nx46vx.data.splits import Split
 from nx46vx.data.volume_io import read_volume
 from nx46vx.features.blocks import iter_blocks
 from nx46vx.features.cache import FeatureCache
@@ -17,10 +20,12 @@ from nx46vx.features.reference import measure_reference
 from nx46vx.features.request import SampleRequest
 from nx46vx.model.calibration import seconds_per_cell
 from nx46vx.model.candidates import TILE
-from nx46vx.pipeline.dataset import Cases, find_cases
+from nx46vx.paths import RunPaths, default_cache_dir
+from nx46vx.pipeline.dataset import Cases, check_same_data, find_cases, sample_requests
 from nx46vx.pipeline.planfile import read_plan, write_plan
 from nx46vx.pipeline.run import workers
-from nx46vx.pipeline.session import Session, open_session
+from nx46vx.pipeline.session import Session, check_directory, open_session
+from nx46vx.runtime.sink import NullSink
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings
 from search.resources import Resources, plan_resources
@@ -33,6 +38,15 @@ CROP = 64
 
 def plan(settings: Settings, root: Path, *, fresh: bool = False) -> dict[str, Any]:
     """Discover, check and split; count cache hits; time a short calibration; write ``plan.json``."""
+    check_directory(root, settings, fresh=fresh)
+    if planned_fit(root):  # frozen: what was planned stands, and nothing is written
+        check_same_data(root, settings)
+        planned = orjson.loads(RunPaths(root).plan.read_bytes())
+        by_id = {pair["case_id"]: Case.from_json(pair) for pair in planned["train_pairs"]}
+        wanted = sample_requests(settings, by_id, Split.from_json(planned["split"]))
+        cached = FeatureCache(settings.features.cache_dir or default_cache_dir(), sink=NullSink())
+        hits = sum(cached.has(request.key) for request in wanted)
+        return _summary(settings, root, RunPaths(root), planned, hits=(hits, len(wanted) - hits))
     stop = StopFlag()
     with stop.on_signals(), open_session(root, settings, stop, fresh=fresh) as session:
         resources = plan_resources(settings.resources)
@@ -42,24 +56,37 @@ def plan(settings: Settings, root: Path, *, fresh: bool = False) -> dict[str, An
         cache = FeatureCache(session.cache_dir, sink=session.log)
         hits = sum(cache.has(request.key) for request in requests)
         estimate = _estimate(session, cases, requests, len(requests) - hits, resources)
-        before = read_plan(session)
-        if not before.get("fit"):
-            write_plan(session, cases, None, {"estimate": estimate})
+        write_plan(session, cases, None, {"estimate": estimate})
         written = read_plan(session)
         session.log.emit("PLAN", cache_hits=hits, cache_misses=len(requests) - hits, estimate=estimate)
-        return {
-            "run": str(root),
-            "plan": str(session.paths.plan),
-            "reduced": settings.reduced,
-            "cases": {role: len(cases.of(role)) for role in ("train", "validation", "holdout")}
-            | {"test": len(cases.dataset.test)},
-            "skipped": [list(pair) for pair in cases.dataset.skipped],
-            "candidates": len(written["candidates"]),
-            "iterations": len(written["candidates"]) * settings.iterations,
-            "cache_hits": hits,
-            "cache_misses": len(requests) - hits,
-            "estimate": estimate,
-        }
+        return _summary(settings, root, session.paths, written, hits=(hits, len(requests) - hits))
+
+
+def planned_fit(root: Path) -> bool:
+    """Whether a run directory's fit is frozen already."""
+    try:
+        return bool(orjson.loads(RunPaths(root).plan.read_bytes()).get("fit"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _summary(
+    settings: Settings, root: Path, paths: RunPaths, plan: dict[str, Any], *, hits: tuple[int, int]
+) -> dict[str, Any]:
+    """What the plan says, in short, with cache hits and misses."""
+    return {
+        "run": str(root),
+        "plan": str(paths.plan),
+        "reduced": settings.reduced,
+        "cases": {role: len(plan["split"][role]) for role in ("train", "validation", "holdout")}
+        | {"test": len(plan["test"])},
+        "candidates": len(plan["candidates"]),
+        "iterations": len(plan["candidates"]) * settings.iterations,
+        "cache_hits": hits[0],
+        "cache_misses": hits[1],
+        "frozen": bool(plan["fit"]),
+        "estimate": plan["estimate"],
+    }
 
 
 def _estimate(

@@ -810,3 +810,42 @@ def test_a_relative_run_directory_is_the_drivers_also_for_trials_in_other_proces
     assert ended.code == 0, ended.stderr
     assert Path(ended.json["submission"]) == Path("runs/here/submission.zip")
     assert len(list((tmp_path / "runs/here/checkpoints").iterdir())) == 4
+
+
+def test_a_plan_of_a_finished_run_counts_the_cache_and_touches_nothing(finished: Path, tiny_data: Path) -> None:
+    from nx46vx.pipeline.planning import plan
+
+    before = tree(finished)
+    told = plan(tiny_settings(tiny_data), finished)
+    assert told["frozen"] and told["cache_misses"] == 0 and told["cache_hits"] == 5
+    assert tree(finished) == before
+
+
+def test_a_signal_while_growth_is_decided_leaves_the_decision_to_the_next_session(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nx46vx.pipeline.growing import Grower
+
+    straight, root = tmp_path / "straight", tmp_path / "run"
+    run(tiny_settings(tiny_data, GROWS), straight)
+    figures = Grower._figures
+
+    def signalled(self: Grower, records: Any) -> Any:
+        self.session.stop.set("SIGTERM")
+        return figures(self, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Grower, "_figures", signalled)
+        with pytest.raises(StoppedError, match="SIGTERM"):
+            run(tiny_settings(tiny_data, GROWS), root)
+    run(tiny_settings(tiny_data, GROWS), root)
+    assert results(root) == results(straight)
+
+
+def test_an_ensemble_without_a_member_gives_the_same_probability_everywhere() -> None:
+    from nx46vx.inference.predict import probability_volume
+    from nx46vx.model.ensemble import Ensemble
+
+    found = probability_volume(np.zeros((4, 5, 6), np.uint8), Ensemble((), 0.0), block=32)
+    assert found.shape == (4, 5, 6)
+    assert (found == 0.5).all()

@@ -221,3 +221,10 @@ def test_how_the_work_is_run_is_no_part_of_what_comes_out() -> None:
     assert set(plain) == set(everything) - skipped
     for key, value in {"seed": 1, "solver.method": "ista", "grid.max_iter": 130, "mask.z_radius": 2}.items():
         assert result_keys(load(None, {key: value})) != plain
+
+
+def test_the_widest_view_is_the_pool() -> None:
+    from nx46vx.features.pool import feature_names
+    from nx46vx.settings import POOL_SIZE
+
+    assert len(feature_names()) == POOL_SIZE
