@@ -50,6 +50,7 @@ class Cases:
             "dataset": self.dataset.digest,
             "train_pairs": [case.to_json() for case in self.coverage.selected],
             "test": [case.to_json() for case in self.dataset.test],
+            "skipped": [list(pair) for pair in self.dataset.skipped],
             "coverage": {
                 "pair_count_discovered": self.coverage.discovered,
                 "train_pair_coverage_pct_effective": self.coverage.pct,

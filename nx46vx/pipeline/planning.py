@@ -80,6 +80,7 @@ def _summary(
         "reduced": settings.reduced,
         "cases": {role: len(plan["split"][role]) for role in ("train", "validation", "holdout")}
         | {"test": len(plan["test"])},
+        "skipped": plan["skipped"],
         "candidates": len(plan["candidates"]),
         "iterations": len(plan["candidates"]) * settings.iterations,
         "cache_hits": hits[0],

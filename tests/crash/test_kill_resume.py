@@ -266,9 +266,9 @@ def test_a_second_interrupt_ends_at_once_with_130_and_the_run_goes_on_later(
     config, root = write_config(tmp_path / "long.yaml", flat=flat), tmp_path / "run"
     process = processes("run", "--config", config, "--out", root)
     process.wait_for(lambda: "search: 0 of" in process.said)
-    time.sleep(0.2)
+    time.sleep(0.7)  # until the first block is being computed
     process.popen.send_signal(signal.SIGINT)
-    time.sleep(0.05)
+    time.sleep(0.02)
     process.popen.send_signal(signal.SIGINT)
     assert process.ended(10) == 130, process.said
     assert not (root / "submission.zip").exists()

@@ -472,12 +472,12 @@ def test_a_held_directory_is_refused_by_the_holders_pid(
 
     root = tmp_path / "run"
     shutil.copytree(stopped, root)
-    for name in ("run", "plan"):
-        with DirectoryLock(RunPaths(root).lock):
-            before = tree(root)
-            ended = command(name, "--config", config, "--out", root)
-            assert ended.code == 6 and str(os.getpid()) in ended.stderr and ended.stdout == ""
-            assert tree(root) == before
+    with DirectoryLock(RunPaths(root).lock):
+        before = tree(root)
+        ended = command("run", "--config", config, "--out", root)
+        assert ended.code == 6 and str(os.getpid()) in ended.stderr and ended.stdout == ""
+        assert command("plan", "--config", config, "--out", root).code == 0  # frozen: only read
+        assert tree(root) == before
     assert command("run", "--config", config, "--out", root).code == 0
 
 

@@ -402,9 +402,7 @@ def test_a_run_that_was_planned_again_after_its_end_still_verifies(copy: Path, t
     from nx46vx.pipeline.planning import plan
 
     plan(tiny_settings(tiny_data), copy)
-    found = verify(copy)
-    assert found["problems"] == []
-    assert any("seal" in what for what in found["not_checked"])
+    assert verify(copy)["problems"] == []
 
 
 def test_on_the_command_line(command: Command, copy: Path, tiny_data: Path) -> None:

@@ -160,7 +160,9 @@ def test_a_constant_feature_is_worth_nothing_and_breaks_nothing() -> None:
 
 def test_a_view_as_wide_as_the_pool_is_the_pool() -> None:
     gram = relevance_gram(make_data((300,), 3))
-    assert draw_views(gram, names(3), seed=0, width=3, meta_neurons=range(3)) == dict.fromkeys(range(3), names(3))
+    assert draw_views(gram, names(3), seed=0, width=3, meta_neurons=range(1)) == {0: names(3)}
+    with pytest.raises(UsageError, match="too few different views"):
+        draw_views(gram, names(3), seed=0, width=3, meta_neurons=range(2))
 
 
 def test_a_view_wider_than_the_pool_is_refused() -> None:
