@@ -94,3 +94,8 @@ class RunPaths:
 def default_cache_dir() -> Path:
     """Where features and digests are kept when the configuration names no place."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nx46vx" / "features"
+
+
+def cache_root(configured: Path | None) -> Path:
+    """The feature cache's folder, absolute: the configured one, or the default."""
+    return (configured or default_cache_dir()).absolute()

@@ -9,6 +9,7 @@ import numpy as np
 from nx46vx.features.blocks import block_windows, iter_blocks
 from nx46vx.features.reference import measure_reference
 from nx46vx.model.ensemble import Ensemble
+from nx46vx.model.metrics import sigmoid
 
 
 def probability_volume(
@@ -21,17 +22,13 @@ def probability_volume(
     """
     names = ensemble.features
     if not names:  # no member helped: the same probability everywhere
-        return np.full(volume.shape, _sigmoid(np.array(ensemble.intercept)), np.float32)
+        return np.full(volume.shape, sigmoid(np.array(ensemble.intercept)), np.float32)
     reference = measure_reference(volume)
     probability = np.empty(volume.shape, np.float32)
     total = sum(1 for _ in block_windows(volume.shape, block))
     for number, (window, x, g) in enumerate(iter_blocks(volume, reference, names, block=block), start=1):
         z = ensemble.logits(names, x.reshape(len(names), -1), g.reshape(len(names), -1))
-        probability[window] = _sigmoid(z).reshape(x.shape[1:])
+        probability[window] = sigmoid(z).reshape(x.shape[1:])
         if on_block is not None:
             on_block(number, total)
     return probability
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return 0.5 * (1.0 + np.tanh(0.5 * z))

@@ -70,6 +70,11 @@ def average_precision(score: np.ndarray, y: np.ndarray) -> float:
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    """Probability of a logit, without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * z))
+
+
 def cross_entropy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Cross-entropy of each sample, in nats, computed in float64 without overflow."""
     z = logits.astype(np.float64)

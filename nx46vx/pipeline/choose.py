@@ -13,7 +13,7 @@ from nx46vx.data.volume_io import read_volume
 from nx46vx.inference.baseline import best_intensity_threshold, class_histograms
 from nx46vx.logs import say
 from nx46vx.model.ensemble import Ensemble, combine
-from nx46vx.model.metrics import average_precision, count_at_thresholds
+from nx46vx.model.metrics import average_precision, count_at_thresholds, sigmoid
 from nx46vx.model.samples import Samples
 from nx46vx.pipeline.best import best_members, evaluate
 from nx46vx.pipeline.dataset import Cases
@@ -45,7 +45,7 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
     weighted = [replace(member, weight=float(w)) for member, w in zip(members, combination.weights, strict=True)]
     ensemble = Ensemble(tuple(weighted), combination.intercept)
     scores = combination.logits(validation.logits)
-    threshold_at = count_at_thresholds(_sigmoid(scores), validation.y).best()
+    threshold_at = count_at_thresholds(sigmoid(scores), validation.y).best()
     figures: dict[str, Any] = {
         "validation": _figures(validation.logits, scores, validation.y, threshold_at),
         "members": [
@@ -90,7 +90,7 @@ def _holdout(
 
 
 def _figures(logits: np.ndarray, scores: np.ndarray, y: np.ndarray, threshold_at: int) -> dict[str, Any]:
-    counts = count_at_thresholds(_sigmoid(scores), y)
+    counts = count_at_thresholds(sigmoid(scores), y)
     single = [average_precision(row, y) for row in logits]
     return {
         "samples": int(y.size),
@@ -116,7 +116,3 @@ def _sampled_histograms(cases: Cases, samples: Samples) -> np.ndarray:
     case = cases.by_id[samples.case_id]
     grey = read_volume(case.image, case_id=case.case_id).reshape(-1)[samples.index]
     return class_histograms(grey, np.asarray(samples.y))
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return 0.5 * (1.0 + np.tanh(0.5 * z))

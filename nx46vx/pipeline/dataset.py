@@ -18,7 +18,7 @@ from nx46vx.data.synthetic import make_dataset
 from nx46vx.errors import IncompatibleError
 from nx46vx.features.request import SampleRequest
 from nx46vx.logs import say
-from nx46vx.paths import RunPaths, default_cache_dir
+from nx46vx.paths import RunPaths, cache_root
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.heartbeat import heartbeat
 from nx46vx.runtime.sink import NullSink
@@ -85,7 +85,7 @@ def check_same_data(root: Path, settings: Settings) -> None:
     if settings.data.dir is None or not settings.data.dir.is_dir():
         return
     planned = read_planned_dataset(root)
-    book = DigestBook((settings.features.cache_dir or default_cache_dir()) / "digests.json")
+    book = DigestBook(cache_root(settings.features.cache_dir) / "digests.json")
     with ThreadPoolExecutor() as executor:
         found = discover(
             settings.data.dir, book=book, sink=NullSink(), executor=executor, skip_cases=settings.data.skip_cases

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from nx46vx.paths import RunPaths, default_cache_dir
+from nx46vx.paths import RunPaths, cache_root
 from nx46vx.pipeline.decisions import Decisions
 from nx46vx.runtime.atomic import write_json
 from nx46vx.runtime.budget import Governor, Work, require_budget
@@ -61,7 +61,7 @@ def _shown(path: Path) -> float:
 
 
 def _phase_file(settings: Settings) -> Path:
-    return (settings.features.cache_dir or default_cache_dir()) / "phase_seconds.json"
+    return cache_root(settings.features.cache_dir) / "phase_seconds.json"
 
 
 def _past_phases(path: Path) -> dict[str, float] | None:

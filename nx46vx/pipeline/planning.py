@@ -20,7 +20,7 @@ from nx46vx.features.reference import measure_reference
 from nx46vx.features.request import SampleRequest
 from nx46vx.model.calibration import seconds_per_cell
 from nx46vx.model.candidates import TILE
-from nx46vx.paths import RunPaths, default_cache_dir
+from nx46vx.paths import RunPaths, cache_root
 from nx46vx.pipeline.dataset import Cases, check_same_data, find_cases, sample_requests
 from nx46vx.pipeline.planfile import read_plan, write_plan
 from nx46vx.pipeline.run import workers
@@ -44,7 +44,7 @@ def plan(settings: Settings, root: Path, *, fresh: bool = False) -> dict[str, An
         planned = orjson.loads(RunPaths(root).plan.read_bytes())
         by_id = {pair["case_id"]: Case.from_json(pair) for pair in planned["train_pairs"]}
         wanted = sample_requests(settings, by_id, Split.from_json(planned["split"]))
-        cached = FeatureCache(settings.features.cache_dir or default_cache_dir(), sink=NullSink())
+        cached = FeatureCache(cache_root(settings.features.cache_dir), sink=NullSink())
         hits = sum(cached.has(request.key) for request in wanted)
         return _summary(settings, root, RunPaths(root), planned, hits=(hits, len(wanted) - hits))
     stop = StopFlag()

@@ -16,7 +16,7 @@ import yaml
 from nx46vx import __version__
 from nx46vx.errors import IncompatibleError, IntegrityError, NX46Error, UsageError, from_os_error
 from nx46vx.events.writer import EventLog
-from nx46vx.paths import RunPaths, default_cache_dir
+from nx46vx.paths import RunPaths, cache_root
 from nx46vx.pipeline.governing import make_governor, make_progress
 from nx46vx.runtime.atomic import write_json, write_text
 from nx46vx.runtime.budget import Governor
@@ -46,7 +46,7 @@ class Session:
 
     @property
     def cache_dir(self) -> Path:
-        return (self.settings.features.cache_dir or default_cache_dir()).absolute()
+        return cache_root(self.settings.features.cache_dir)
 
     @property
     def data_dir(self) -> Path:
