@@ -59,6 +59,15 @@ class RunPaths:
         return self.root / "progress.json"
 
     @property
+    def latest_valid(self) -> Path:
+        """Which checkpoint was the newest valid one when a session last looked; for people, never read back."""
+        return self.root / "LATEST_VALID_CKPT"
+
+    def superseded(self, session: int) -> Path:
+        """What session ``session`` set aside because it did not fit what the run was to become."""
+        return self.root / "superseded" / f"session-{session:08d}"
+
+    @property
     def leaderboard(self) -> Path:
         return self.root / "leaderboard.csv"
 

@@ -87,7 +87,9 @@ class GridSettings(_Section):
 
 class SolverSettings(_Section):
     method: Literal["fista", "ista"] = Field("fista", description="fista restarts adaptively; ista is the plain one")
-    block_iterations: int = Field(10, ge=1, le=1000, description="iterations the engine advances at a time")
+    block_iterations: int = Field(
+        10, ge=1, le=1000, description="most iterations the engine advances at a time; it hands out every tenth anyway"
+    )
 
 
 class GrowthSettings(_Section):
@@ -112,6 +114,14 @@ class ResourceSettings(_Section):
     trials_in_flight: Auto | Annotated[int, Field(ge=1, le=1024)] = "auto"
     engine_threads: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
     ray_address: str | None = Field(None, description="address of a running Ray cluster; empty: a local one")
+
+
+class CheckpointSettings(_Section):
+    """Where checkpoints are kept. Changes no result."""
+
+    mirror: Path | None = Field(
+        None, description="second place for every checkpoint, e.g. a notebook's output folder; empty: none"
+    )
 
 
 class MaskSettings(_Section):
@@ -154,6 +164,11 @@ class Settings(_Section):
     resources: ResourceSettings = ResourceSettings()
     mask: MaskSettings = MaskSettings()
     budget: BudgetSettings = BudgetSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+
+    def as_yaml(self) -> str:
+        """The resolved configuration."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @property
     def iterations(self) -> int:
@@ -187,6 +202,7 @@ EXECUTION_KEYS = (
     "strict_numeric",
     "resources",
     "budget",
+    "checkpoints",
     "features.cache_dir",
     "features.workers",
     "features.block",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from nx46vx.model.fitplan import FitPlan
 from nx46vx.runtime.sink import EventSink
 from search.resources import Resources
 from search.source import CandidateSource
+from trainables.task import Keeping
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class SearchJob:
     only. ``until``: the iteration every candidate is to reach. ``should_stop`` is polled about once a second and ends
     the search early; all that was done until then is in the store. ``on_progress`` is told (done, total, in flight)
     when a candidate is complete, ``on_report`` (candidate_id, iterations committed) as trials report. While
-    ``may_start`` says no, no further candidate is begun.
+    ``may_start`` says no, no further candidate is begun. ``keeping``: how checkpoints are kept.
     """
 
     plan: FitPlan
@@ -38,6 +39,7 @@ class SearchJob:
     may_start: Callable[[], bool]
     on_progress: Callable[[int, int, int], None]
     on_report: Callable[[str, int], None]
+    keeping: Keeping = field(default_factory=Keeping)
 
 
 class Executor(Protocol):

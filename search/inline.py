@@ -17,7 +17,7 @@ class InlineExecutor:
     def run(self, job: SearchJob) -> None:
         data = open_fit_data(job.plan, job.cache, job.sink)
         engine = build_engine(job.plan, data, device=job.resources.device.name, threads=job.resources.engine_threads)
-        factory = TaskFactory(job.plan, job.run, job.until, job.fence)
+        factory = TaskFactory(job.plan, job.run, job.until, job.fence, job.keeping)
         source = job.source
 
         def grown(spec: NeuronSpec, candidates: list[Candidate]) -> None:

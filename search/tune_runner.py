@@ -73,7 +73,7 @@ class SourceSearcher(_NotSaved, Searcher):
             self._source.give_up(candidate)
             return
         plan = load_fit_plan(self._job.run)
-        store = open_store(plan, self._job.run, self._job.fence)
+        store = open_store(plan, self._job.run, self._job.fence, self._job.keeping)
         checkpoint = store.latest(candidate.candidate_id, sink=self._job.sink)
         if checkpoint is None:
             self._source.give_up(candidate)
@@ -179,7 +179,7 @@ def _tune(job: SearchJob, engines: dict[str, Any], attempt: int) -> tune.ResultG
         _spread([start_request(candidate, spec, job.until) for candidate in candidates], engines)
 
     source.on_grown = grown
-    factory = TaskFactory(job.plan, job.run, job.until, job.fence)
+    factory = TaskFactory(job.plan, job.run, job.until, job.fence, job.keeping)
     trainable = tune.with_resources(
         tune.with_parameters(CandidateTrial, factory=factory, engines=engines), _trial_resources(job.resources)
     )

@@ -33,6 +33,7 @@ class CandidateTask:
     state: LaneState = field(init=False)
     metrics: dict[str, Any] = field(init=False)
     checkpoint: Checkpoint | None = field(init=False)
+    _resumed: Checkpoint | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.checkpoint = self.store.latest(self.candidate.candidate_id, sink=self.sink)
@@ -60,9 +61,12 @@ class CandidateTask:
     def announce(self) -> None:
         """Say where the task goes on, if it does."""
         if self.checkpoint is not None:
+            self._resumed = self.checkpoint
+            epoch, within = divmod(self.state.iteration, self.plan.max_iter)
             self._event(
-                "RESUME_OK", resume_from_ts_ns=self.checkpoint.manifest["ts_ns"], iter=self.state.iteration,
-                epoch=self.state.iteration // self.plan.max_iter,
+                "RESUME_OK", resume_from_ts_ns=self.checkpoint.manifest["ts_ns"], checkpoint=self.checkpoint.number,
+                epoch=epoch, candidate_index=self.plan.grid.index(self.candidate), iter=self.state.iteration,
+                next_iter=within + 1,
             )  # fmt: skip
 
     def advance(self, engine: EngineClient) -> None:
@@ -81,10 +85,17 @@ class CandidateTask:
         self.metrics = {**self.metrics, **latest, "seconds": self.metrics["seconds"] + block.seconds}
         if self.done:
             self._event("CANDIDATE_DONE", **{k: v for k, v in self.record.items() if k != "candidate_id"})
-        if self.done or self.state.iteration % KPI_EVERY == 0 or self.state.iteration % self.plan.block == 0:
-            self._commit("full" if self.done or self.state.iteration % self.plan.max_iter == 0 else "light")
+        if self.done or self.state.iteration % KPI_EVERY == 0:
+            self._commit()
 
-    def _commit(self, kind: str) -> None:
+    def save(self) -> None:
+        """Commit what was done since the last checkpoint, if anything: before a deadline, whatever the cadence."""
+        kept = 0 if self.checkpoint is None else int(self.checkpoint.manifest["model_state"]["iterations"])
+        if self.state.iteration > kept:
+            self._commit()
+
+    def _commit(self) -> None:
+        """A full checkpoint at the end of an epoch or of the candidate, else a light one."""
         done = self.state.iteration
         epoch, within = divmod(done, self.plan.max_iter)
         self.checkpoint = self.store.commit(
@@ -99,14 +110,29 @@ class CandidateTask:
             model_state={
                 **self.candidate.to_json(),
                 "spec": self.plan.spec(self.candidate.meta_neuron).digest,
+                "method": self.plan.method,
                 "iterations": done,
             },
             arrays=self.state.arrays(),
             metrics=self.metrics,
             data_cursor=self.plan.data_cursor,
             sink=self.sink,
-            kind=kind,
+            kind="full" if self.done or within == 0 else "light",
         )
+        if self._resumed is not None:
+            self._confirm(self._resumed)
+            self._resumed = None
+
+    def _confirm(self, source: Checkpoint) -> None:
+        """The first checkpoint after a resume: it goes on exactly if it was fitted under the same identity."""
+        assert self.checkpoint is not None
+        differing = self.store.identity_differences(source.manifest)
+        if not differing:
+            self._event(
+                "RESUME_EXACT_OK",
+                source_ts_ns=source.manifest["ts_ns"], target_ts_ns=self.checkpoint.manifest["ts_ns"],
+                source_checkpoint=source.number, target_checkpoint=self.checkpoint.number, iter=self.state.iteration,
+            )  # fmt: skip
 
     def _progress(self, substage: str, *, iter: int, **fields: Any) -> None:
         self._event(
@@ -126,6 +152,14 @@ class CandidateTask:
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """How a session keeps checkpoints: a second place for them, and the numeric environment that it writes in."""
+
+    mirror: Path | None = None
+    numeric: str = ""
+
+
+@dataclass(frozen=True)
 class TaskFactory:
     """Opens tasks of one run directory, in whatever process they are to run."""
 
@@ -133,12 +167,13 @@ class TaskFactory:
     run: Path
     until: int
     fence: int
+    keeping: Keeping = field(default_factory=Keeping)
 
     @contextlib.contextmanager
     def open(self, candidate: Candidate) -> Iterator[CandidateTask]:
         """A task with its own event writer, closed on leaving. A candidate that growth added is found in the plan."""
         plan = self.plan if candidate.meta_neuron < len(self.plan.neurons) else load_fit_plan(self.run)
-        store = open_store(plan, self.run, self.fence)
+        store = open_store(plan, self.run, self.fence, self.keeping)
         store.claim(candidate.candidate_id)  # an orphan of an earlier session is refused from here on
         log = EventLog(RunPaths(self.run).events, candidate.candidate_id, run_id=plan.run_id, fence=self.fence)
         try:
@@ -146,13 +181,21 @@ class TaskFactory:
             log.supersede(task.covered_events, "the run was interrupted after this writer's last checkpoint")
             task.announce()
             yield task
+            task.save()
         finally:
             log.close()
 
 
-def open_store(plan: FitPlan, run: Path, fence: int) -> CheckpointStore:
-    """The checkpoint store of a run directory."""
-    return CheckpointStore(RunPaths(run).checkpoints, run_id=plan.run_id, identity=plan.identity, fence=fence)
+def open_store(plan: FitPlan, run: Path, fence: int, keeping: Keeping | None = None) -> CheckpointStore:
+    """The checkpoint store of a run directory; the second root, if any, has a folder for each run."""
+    keeping = keeping or Keeping()
+    return CheckpointStore(
+        RunPaths(run).checkpoints,
+        mirror=keeping.mirror / plan.run_id if keeping.mirror is not None else None,
+        run_id=plan.run_id,
+        identity={**plan.identity, **({"numeric_environment": keeping.numeric} if keeping.numeric else {})},
+        fence=fence,
+    )
 
 
 def state_of(checkpoint: Checkpoint) -> LaneState:

@@ -42,7 +42,11 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def run(
     config: Config = None, data: Data = None, out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Accepted; an unfinished run always continues.")] = False,
-    fresh: Fresh = False, resume_from_checkpoint: From = None, set_: Set = None, json: Json = False,
+    fresh: Fresh = False, resume_from_checkpoint: From = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain-mismatched", help="If the run was made otherwise: retrain what does not fit.")
+    ] = False,
+    set_: Set = None, json: Json = False,
     budget: Annotated[str | None, typer.Option("--budget", help="Time for this session: 9h, 45m, 90s.")] = None,
     session_start: Annotated[
         str | None, typer.Option("--session-start", help="When it began: ISO time, unix time, auto or process.")
@@ -55,12 +59,12 @@ def run(
     if resume_from_checkpoint is not None:
         from nx46vx.pipeline.elsewhere import take_up
 
-        root, settings = take_up(resume_from_checkpoint, out, config, _overrides(data, set_))
+        root, settings = take_up(resume_from_checkpoint, out, config, _overrides(data, set_), retrain=retrain)
     else:
         settings, root = _settle(config, data, out, set_)
     from nx46vx.pipeline.run import run as run_job
 
-    report = run_job(settings, root, fresh=fresh)
+    report = run_job(settings, root, fresh=fresh, retrain=retrain)
     result = {
         "run": str(root), "submission": str(root / report["submission"]["file"]), "report": str(root / "report.md"),
         "reduced": report["reduced"],

@@ -175,7 +175,7 @@ class FitEngine:
         return [lane for lane in self._lanes.values() if lane.frontier.iteration < lane.until]
 
     def _pass(self) -> None:
-        """Advance every unfinished lane by one block."""
+        """Advance every unfinished lane by one block, or to its next tenth iteration if that comes first."""
         with self._passing:
             started = time.perf_counter()
             with self._changed:
@@ -187,7 +187,9 @@ class FitEngine:
                 for lane in lanes:
                     self._solvers[lane.candidate.meta_neuron].put(lane.slot, lane.frontier)
                     done = lane.frontier.iteration
-                    targets[lane.candidate] = min(done + self._block - done % self._block, lane.until)
+                    # whatever the block, trials get every tenth state: that is where they checkpoint
+                    ends = (done + every - done % every for every in (self._block, KPI_EVERY))
+                    targets[lane.candidate] = min(*ends, lane.until)
             if not lanes:
                 return
             records: dict[Candidate, list[np.ndarray]] = {lane.candidate: [] for lane in lanes}

@@ -22,7 +22,6 @@ from nx46vx.pipeline.session import Session
 from nx46vx.report.tables import leaderboard_csv
 from nx46vx.runtime.atomic import write_json, write_text
 from nx46vx.runtime.sink import trace_array
-from trainables.task import open_store
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
     """Write ``leaderboard.csv`` and ``ensemble.json``; measure everything on validation and hold-out samples."""
     whole = [record for record in fit.records.values() if int(record["iter"]) >= fit.plan.max_iter]
     write_text(session.paths.leaderboard, leaderboard_csv(whole))
-    store = open_store(fit.plan, session.paths.root, session.fence)
+    store = session.store(fit.plan)
     members = best_members(fit.plan, fit.records, store, session.log)
     validation = evaluate(members, fit.data.pool, fit.data.validation)
     trace_array(session.log, "validation_logits", validation.logits)

@@ -7,12 +7,11 @@ from nx46vx.pipeline.decisions import Decisions
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.progress import OPEN_ENDED_TARGET, TrainCounts
 from nx46vx.runtime.sink import NullSink
-from trainables.task import open_store
 
 
 def committed_iterations(session: Session, plan: FitPlan) -> dict[str, int]:
     """Iterations that the newest valid checkpoint of each candidate vouches for."""
-    store = open_store(plan, session.paths.root, session.fence)
+    store = session.store(plan)
     done = {}
     for candidate in plan.candidates:
         checkpoint = store.latest(candidate.candidate_id, sink=NullSink())

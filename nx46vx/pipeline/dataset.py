@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import orjson
 
 from nx46vx.data.coverage import Coverage, preflight, select_pairs
 from nx46vx.data.discovery import Case, Dataset, discover
 from nx46vx.data.integrity import DigestBook
 from nx46vx.data.splits import Split, make_split
 from nx46vx.data.synthetic import make_dataset
-from nx46vx.errors import IncompatibleError
 from nx46vx.features.request import SampleRequest
 from nx46vx.logs import say
-from nx46vx.paths import RunPaths, cache_root
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.heartbeat import heartbeat
-from nx46vx.runtime.sink import NullSink
 from nx46vx.settings import Settings
 
 
@@ -74,35 +68,6 @@ def sample_requests(settings: Settings, by_id: Mapping[str, Case], split: Split)
         for role, limit in limits.items()
         for case_id in getattr(split, role)
     ]
-
-
-def check_same_data(root: Path, settings: Settings) -> None:
-    """A finished run answers only for the dataset it was made of. A dataset that is gone is not asked for.
-
-    Raises:
-        IncompatibleError: the configured directory holds another dataset than the plan's.
-    """
-    if settings.data.dir is None or not settings.data.dir.is_dir():
-        return
-    planned = read_planned_dataset(root)
-    book = DigestBook(cache_root(settings.features.cache_dir) / "digests.json")
-    with ThreadPoolExecutor() as executor:
-        found = discover(
-            settings.data.dir, book=book, sink=NullSink(), executor=executor, skip_cases=settings.data.skip_cases
-        )
-    if planned is not None and found.digest != planned:
-        raise IncompatibleError(
-            "this run was made of another dataset", where=root, found=settings.data.dir,
-            fix="pass the dataset it was made of, or choose another --out",
-        )  # fmt: skip
-
-
-def read_planned_dataset(root: Path) -> str | None:
-    """The dataset's digest in a run's plan, if there is one."""
-    try:
-        return str(orjson.loads(RunPaths(root).plan.read_bytes())["dataset"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def find_cases(session: Session, executor: Executor) -> Cases:

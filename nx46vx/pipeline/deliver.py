@@ -17,7 +17,6 @@ from nx46vx.runtime.atomic import write_json, write_text
 from nx46vx.runtime.digest import digest_file
 from nx46vx.submission.gate import check_submission
 from nx46vx.submission.package import write_submission
-from trainables.task import open_store
 
 
 def package(session: Session, cases: Cases, foreground: dict[str, float]) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def finish(session: Session, fit: FitResult, value: dict[str, Any]) -> dict[str,
     """Close the run: ``EXEC_COMPLETE``, every log sealed, and last ``report.json``, which marks it finished."""
     session.log.emit("EXEC_COMPLETE", submission_sha512=value["submission"]["sha512"], reduced=session.settings.reduced)
     session.log.seal()
-    store = open_store(fit.plan, session.paths.root, session.fence)
+    store = session.store(fit.plan)
     store.tidy()
     value = {**value, "log_root": seal_run(session.paths.events, store.manifest_digests())}
     write_json(session.paths.report_json, value)

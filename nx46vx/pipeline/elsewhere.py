@@ -12,7 +12,8 @@ from nx46vx.errors import IntegrityError, NX46Error, UsageError
 from nx46vx.logs import say
 from nx46vx.model.fitplan import load_fit_plan
 from nx46vx.paths import RunPaths
-from nx46vx.pipeline.session import check_directory, settings_of
+from nx46vx.pipeline.session import settings_of
+from nx46vx.pipeline.standing import check_directory
 from nx46vx.runtime.archive import copy_run, import_run
 from nx46vx.runtime.archive_check import read_member
 from nx46vx.runtime.files import REAL_FILES
@@ -20,14 +21,14 @@ from nx46vx.settings import Settings, load_settings, result_keys
 
 
 def take_up(
-    source: Path, target: Path | None, config: Path | None, overrides: Mapping[str, Any]
+    source: Path, target: Path | None, config: Path | None, overrides: Mapping[str, Any], *, retrain: bool = False
 ) -> tuple[Path, Settings]:
     """The run directory to go on in, and its settings. ``source``: a run directory, a copy of one, or a zip.
 
     A directory without ``target`` is continued where it is. Otherwise it is brought to ``target`` (an archive without
     one to ``runs/<its name>``) and nothing is written to ``source``; where that same run stands there already, it goes
     on there. Without ``config`` the run's own settings hold; in another place only those that decide the result, for
-    paths and addresses of another machine are not followed.
+    paths and addresses of another machine are not followed. ``retrain``: it may be made otherwise than asked for.
 
     Raises:
         UsageError: nothing is there, ``target`` is another directory, or the dataset has to be given.
@@ -48,7 +49,7 @@ def take_up(
         try:
             settings.append(_settings(folder, config, overrides))
             _check_readable(folder)
-            check_directory(folder, settings[0], fresh=False)
+            check_directory(folder, settings[0], fresh=False, retrain=retrain)
         except NX46Error as error:  # the folder that was looked at is gone by the time this is read
             raise type(error)(error.what, where=source, found=error.found, fix=error.fix) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import Executor as Mapper
 from dataclasses import dataclass
 
@@ -18,16 +19,19 @@ from nx46vx.model.views import draw_views, relevance_gram
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.decisions import Decisions
 from nx46vx.pipeline.growing import Grower
+from nx46vx.pipeline.latest import announce_resume, note_latest
 from nx46vx.pipeline.planfile import frozen_fit, identity_of, write_plan
+from nx46vx.pipeline.retraining import keep_what_fits
 from nx46vx.pipeline.session import Session
 from nx46vx.pipeline.watching import TrainWatch
+from nx46vx.runtime.checkpoint import Checkpoint
 from nx46vx.runtime.heartbeat import heartbeat
 from nx46vx.runtime.progress import OPEN_ENDED_TARGET
 from nx46vx.runtime.sink import trace_array
 from search.executor import Executor, SearchJob
 from search.resources import Resources
 from search.source import CandidateSource, Records
-from trainables.task import open_store, read_record, state_of
+from trainables.task import read_record, state_of
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ def freeze(session: Session, cases: Cases, data: FitData, keys: tuple[str, ...])
             identity=identity_of(session, cases),
             neurons=tuple(prepare_neuron(data, settings.seed, k, views[k]) for k in neurons),
         )
+    keep_what_fits(session, plan)
     write_plan(session, cases, plan)
     for spec in plan.neurons:
         session.log.emit("META_NEURON", meta_neuron=spec.meta_neuron, view=list(spec.view), digest=spec.digest)
@@ -153,13 +158,16 @@ def _epoch(
     *, growing: bool,
 ) -> Records | None:  # fmt: skip
     """Bring every candidate to ``until``; the merged table, or None when the governor stopped it."""
-    finished, pending = _inventory(session, grower.plan, until)
+    found = _valid_checkpoints(session, grower.plan)
+    if until == grower.plan.max_iter:
+        announce_resume(session, grower.plan, found)
+    finished, pending = _sorted_out(grower.plan, found, until)
     watch.begin(lambda: grower.plan, finished, pending)
     source = CandidateSource(
         (request.candidate for request in pending), finished, grower if growing else lambda records: None
     )
     if not pending and source.next_round():
-        _, pending = _inventory(session, grower.plan, until)
+        _, pending = _sorted_out(grower.plan, _valid_checkpoints(session, grower.plan), until)
     started, total = time.monotonic(), len(finished) + len(pending)
     say(f"search: {len(finished)} of {total} candidates are done up to iteration {until}")
 
@@ -177,13 +185,15 @@ def _epoch(
         plan=grower.plan, run=session.paths.root, cache=session.cache_dir, source=source, expected=tuple(pending),
         until=until, fence=session.fence, resources=resources, sink=session.log,
         should_stop=lambda: session.governor.stopping, may_start=lambda: session.governor.allows("candidate"),
-        on_progress=on_progress, on_report=watch.report,
+        on_progress=on_progress, on_report=watch.report, keeping=session.keeping,
     )  # fmt: skip
     with heartbeat(session.log, "train_supervised"):
         if pending and not session.governor.stopping:
             executor.run(job)
     session.costs.save()
-    finished, pending = _inventory(session, grower.plan, until)
+    found = _valid_checkpoints(session, grower.plan)
+    note_latest(session, found)
+    finished, pending = _sorted_out(grower.plan, found, until)
     if pending and not session.governor.draining:
         raise RuntimeError(f"{len(pending)} candidates did not finish")
     return None if pending or grower.undecided else finished
@@ -191,22 +201,27 @@ def _epoch(
 
 def _partial(session: Session, plan: FitPlan) -> Records:
     """Whatever candidates have figures, finished or not."""
-    store = open_store(plan, session.paths.root, session.fence)
-    records: Records = {}
-    for candidate in plan.candidates:
-        checkpoint = store.latest(candidate.candidate_id, sink=session.log)
-        if checkpoint is not None and "objective" in checkpoint.manifest["best_metrics"]:
-            records[candidate.candidate_id] = read_record(plan, candidate, checkpoint)
-    return records
+    found = _valid_checkpoints(session, plan)
+    return {
+        candidate.candidate_id: read_record(plan, candidate, found[candidate.candidate_id])
+        for candidate in plan.candidates
+        if candidate.candidate_id in found and "objective" in found[candidate.candidate_id].manifest["best_metrics"]
+    }
 
 
-def _inventory(session: Session, plan: FitPlan, until: int) -> tuple[Records, list[LaneRequest]]:
-    """From the store alone: the records of candidates that reached ``until``, and where the others go on."""
-    store = open_store(plan, session.paths.root, session.fence)
+def _valid_checkpoints(session: Session, plan: FitPlan) -> dict[str, Checkpoint]:
+    """The newest valid checkpoint of each candidate that has one: from the store alone."""
+    store = session.store(plan)
+    found = {one.candidate_id: store.latest(one.candidate_id, sink=session.log) for one in plan.candidates}
+    return {name: checkpoint for name, checkpoint in found.items() if checkpoint is not None}
+
+
+def _sorted_out(plan: FitPlan, found: Mapping[str, Checkpoint], until: int) -> tuple[Records, list[LaneRequest]]:
+    """The records of candidates that reached ``until``, and where the others go on."""
     finished: Records = {}
     pending = []
     for candidate in plan.candidates:
-        checkpoint = store.latest(candidate.candidate_id, sink=session.log)
+        checkpoint = found.get(candidate.candidate_id)
         if checkpoint is None:
             pending.append(plan.start(candidate, until))
             continue

@@ -22,7 +22,6 @@ from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.decisions import Decisions
 from nx46vx.pipeline.planfile import write_plan
 from nx46vx.pipeline.session import Session
-from trainables.task import open_store
 
 
 @dataclass
@@ -75,7 +74,7 @@ class Grower:
         return "no_further_growth" not in governor.actions and not governor.draining and needed < governor.until_stop
 
     def _figures(self, records: Records) -> GrowthFigures:
-        store = open_store(self.plan, self.session.paths.root, self.session.fence)
+        store = self.session.store(self.plan)
         members = best_members(self.plan, records, store, self.session.log)
         validation = evaluate(members, self.data.pool, self.data.validation)
         training = evaluate(members, self.data.pool, self.data.train)

@@ -8,20 +8,19 @@ import orjson
 
 from nx46vx import __version__
 from nx46vx.errors import IncompatibleError, IntegrityError
-from nx46vx.features.pool import POOL_VERSION, feature_names
+from nx46vx.features.pool import feature_names
 from nx46vx.logs import say
 from nx46vx.model.candidates import Grid
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.session import Session
+from nx46vx.pipeline.signature import program_identity
 from nx46vx.runtime.atomic import write_json
 from nx46vx.runtime.digest import digest_json
 from nx46vx.runtime.numeric import numeric_environment
 from nx46vx.settings import result_keys
 
 PLAN_VERSION = 1
-#: Changes when the meaning of a lane's state changes.
-MODEL_SIGNATURE = "quadratic-neuron-1"
 
 
 def identity_of(session: Session, cases: Cases) -> dict[str, str]:
@@ -30,10 +29,8 @@ def identity_of(session: Session, cases: Cases) -> dict[str, str]:
     return {
         "config": digest_json(result_keys(settings)),
         "data": cases.dataset.digest,
-        "features": digest_json([POOL_VERSION, *feature_names()]),
         "grid": digest_json(settings.grid.model_dump(mode="json")),
-        "model_signature": MODEL_SIGNATURE,
-        "preprocessing": f"pool-{POOL_VERSION}",
+        **program_identity(),
     }
 
 

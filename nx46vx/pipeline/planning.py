@@ -21,10 +21,11 @@ from nx46vx.features.request import SampleRequest
 from nx46vx.model.calibration import seconds_per_cell
 from nx46vx.model.candidates import TILE
 from nx46vx.paths import RunPaths, cache_root
-from nx46vx.pipeline.dataset import Cases, check_same_data, find_cases, sample_requests
+from nx46vx.pipeline.dataset import Cases, find_cases, sample_requests
 from nx46vx.pipeline.planfile import read_plan, write_plan
 from nx46vx.pipeline.run import workers
-from nx46vx.pipeline.session import Session, check_directory, open_session
+from nx46vx.pipeline.session import Session, open_session
+from nx46vx.pipeline.standing import check_directory, check_same_data
 from nx46vx.runtime.sink import NullSink
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings

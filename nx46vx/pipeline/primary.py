@@ -20,6 +20,9 @@ _NEWEST = frozenset(
     }
 )  # fmt: skip
 
+#: Of these, the ones that tell of a result; a run that is retrained has none yet.
+_OF_A_RESULT = ("PLAN", "SPLIT", "ENSEMBLE", "MASK_PARAMETERS", "GLOBAL_STATS", "EXEC_COMPLETE")
+
 
 @dataclass
 class CandidateLog:
@@ -48,6 +51,7 @@ class RunLog:
     skipped: dict[str, str] = field(default_factory=dict)
     boots: list[Event] = field(default_factory=list)
     data_dirs: set[str] = field(default_factory=set)
+    datasets: set[str] = field(default_factory=set)
     fence: int = 0
     session: set[str] = field(default_factory=set)
     events: int = 0
@@ -90,7 +94,16 @@ def _from_driver(log: RunLog, name: str, event: Event) -> None:
         log.boots.append(event)
     elif name == "DATASET_DISCOVERY":
         log.data_dirs.add(str(event["data_dir"]))
+        log.datasets.add(str(event["digest"]))
         log.skipped = {str(case_id): str(reason) for case_id, reason in event["skipped"]}
+    elif name == "RESUME_INCOMPATIBLE" and event.get("action"):  # what was decided and handed in before is set aside
+        for table in (log.neurons, log.growth, log.epoch_best, log.traces):
+            table.clear()
+        for one in _OF_A_RESULT:
+            log.newest.pop(one, None)
+    elif name == "RETRAIN_MISMATCHED":
+        for owner in (*event["retrained"], *event["dropped"]):
+            log.candidates.pop(str(owner), None)
     elif name == "META_NEURON":
         log.neurons[int(event["meta_neuron"])] = event
     elif name == "AUTO_TUNE_POLICY_DECISION" and event.get("policy") == "growth":

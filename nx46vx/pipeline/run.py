@@ -17,13 +17,14 @@ from nx46vx import __version__
 from nx46vx.errors import StoppedError
 from nx46vx.logs import Screen, say
 from nx46vx.pipeline.choose import choose
-from nx46vx.pipeline.dataset import check_same_data, find_cases
+from nx46vx.pipeline.dataset import find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
 from nx46vx.pipeline.governing import remember_phases
 from nx46vx.pipeline.planfile import write_plan
 from nx46vx.pipeline.segment import segment
-from nx46vx.pipeline.session import Session, check_directory, finished_report, open_session
+from nx46vx.pipeline.session import Session, open_session
+from nx46vx.pipeline.standing import check_run, finished_report
 from nx46vx.pipeline.watching import Monitor, TrainWatch
 from nx46vx.runtime.budget import State, Work
 from nx46vx.runtime.numeric import numeric_environment
@@ -33,18 +34,20 @@ from search.executor import Executor
 from search.resources import Resources, plan_resources, usable_cpus
 
 
-def run(settings: Settings, root: Path, *, fresh: bool = False, executor: Executor | None = None) -> dict[str, Any]:
+def run(
+    settings: Settings, root: Path, *, fresh: bool = False, retrain: bool = False, executor: Executor | None = None
+) -> dict[str, Any]:
     """Start, continue or recall a run; returns its report.
 
+    ``retrain``: where the run was made otherwise, retrain what does not fit and keep the rest, instead of refusing.
     ``executor`` overrides the configured one. Raises ``NX46Error`` and its kinds; whatever was committed stays.
     """
-    check_directory(root, settings, fresh=fresh)
+    differing = check_run(root, settings, fresh=fresh, retrain=retrain)
     finished = finished_report(root)
-    if finished is not None:
-        check_same_data(root, settings)
+    if finished is not None and not differing:
         return finished
     stop = StopFlag()
-    with stop.on_signals(), open_session(root, settings, stop, fresh=fresh) as session:
+    with stop.on_signals(), open_session(root, settings, stop, fresh=fresh, differing=differing) as session:
         resources = plan_resources(settings.resources)
         _boot(session, resources)
         owned = executor is None

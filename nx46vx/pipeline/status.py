@@ -10,7 +10,8 @@ import orjson
 from nx46vx.errors import IntegrityError
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.paths import RunPaths
-from nx46vx.pipeline.session import finished_report, settings_of
+from nx46vx.pipeline.session import settings_of
+from nx46vx.pipeline.standing import finished_report
 from nx46vx.runtime.sink import NullSink
 from nx46vx.settings import Settings
 from trainables.task import open_store, state_of

@@ -18,9 +18,10 @@ from nx46vx.model.candidates import Grid
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.paths import RunPaths
 from nx46vx.pipeline.findings import Findings
-from nx46vx.pipeline.planfile import MODEL_SIGNATURE, PLAN_VERSION
+from nx46vx.pipeline.planfile import PLAN_VERSION
 from nx46vx.pipeline.primary import RunLog
 from nx46vx.pipeline.recompute import coverage_pct
+from nx46vx.pipeline.signature import MODEL_SIGNATURE, program_identity
 from nx46vx.runtime.digest import digest_json
 from nx46vx.settings import Settings, load_settings, result_keys
 
@@ -171,7 +172,7 @@ def _check_grid(findings: Findings, paths: RunPaths, settings: Settings, run_id:
         "max_iter": settings.grid.max_iter, "candidates": [one.to_json() for one in grid.candidates(neurons)],
     }  # fmt: skip
     if plan.requests is not None:
-        identity["features"] = digest_json([POOL_VERSION, *feature_names()])
+        identity["features"] = program_identity()["features"]
         expected["feature_pool"] = list(feature_names())
     findings.compare(path, expected, {key: value[key] for key in expected})
     findings.compare(path, identity, {key: value["identity"].get(key) for key in identity}, "identity")

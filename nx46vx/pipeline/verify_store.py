@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from nx46vx.errors import IntegrityError
 from nx46vx.events import verify_checkpoints_sealed, verify_log
 from nx46vx.events.seal import RUN_SEAL, RunSeal, old_run_seals, read_run_seal
+from nx46vx.model.candidates import Grid
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.model.state import LaneState
 from nx46vx.paths import RunPaths
@@ -20,7 +21,7 @@ from nx46vx.pipeline.primary import CandidateLog, RunLog
 from nx46vx.runtime.checkpoint import Checkpoint, CheckpointStore, audit_checkpoints
 from nx46vx.runtime.checkpoint.folder import MANIFEST, PAYLOAD
 from nx46vx.runtime.checkpoint.shelf import Shelf
-from nx46vx.runtime.digest import digest_bytes
+from nx46vx.runtime.digest import canonical_json, digest_bytes, digest_json
 from nx46vx.runtime.files import REAL_FILES
 from nx46vx.runtime.sink import NullSink
 from trainables.task import state_of
@@ -90,7 +91,7 @@ def check_candidates(
                 findings.problem(paths.checkpoints / name, "no valid checkpoint of a candidate that was trained")
             continue
         manifest, path = newest.manifest, newest.path / MANIFEST
-        findings.compare(path, dict(fit.identity), manifest["identity"], "identity")
+        era = _era(findings, path, fit, manifest["identity"], log)
         findings.compare(path, fit.data_cursor, manifest["data_cursor"], "data_cursor")
         with findings.guard(path):
             state = state_of(newest)
@@ -98,12 +99,13 @@ def check_candidates(
             told = {
                 **candidate.to_json(),
                 "spec": fit.spec(candidate.meta_neuron).digest,
+                "method": fit.method,
                 "iterations": state.iteration,
             }
             findings.compare(path, told, manifest["model_state"], "model_state")
-            epoch, within = divmod(state.iteration, fit.max_iter)
-            cursor = {"epoch": epoch, "iter": within, "max_iter": fit.max_iter}
-            cursor["candidate_index"] = fit.grid.index(candidate)
+            epoch, within = divmod(state.iteration, era.max_iter)
+            cursor = {"epoch": epoch, "iter": within, "max_iter": era.max_iter}
+            cursor["candidate_index"] = era.grid.index(candidate)
             findings.compare(path, cursor, {key: manifest[key] for key in cursor}, "cursor")
             _check_against_log(findings, newest, state, written, complete)
             mark = Shelf(REAL_FILES, paths.checkpoints / name).fence()
@@ -112,6 +114,36 @@ def check_candidates(
                 findings.problem(paths.checkpoints / name, what)
         findings.checked["candidates"] += 1
     return states
+
+
+@dataclass(frozen=True)
+class _Era:
+    """The grid and ``max_iter`` under which a checkpoint was written."""
+
+    grid: Grid
+    max_iter: int
+
+
+def _era(findings: Findings, path: Path, fit: FitPlan, identity: Mapping[str, str], log: RunLog) -> _Era:
+    """Hold a checkpoint's identity against plan and log: its configuration is the plan's, or, for a candidate that was
+    kept when the rest was retrained, that of an earlier session."""
+    told = {key: value for key, value in fit.identity.items() if key not in ("config", "data", "grid")}
+    era = _Era(fit.grid, fit.max_iter)
+    earlier = {digest_json(boot["config"]): boot["config"] for boot in log.boots}
+    config = earlier.get(identity.get("config", ""))
+    if config is None or identity.get("config") == fit.identity["config"]:
+        told |= {key: fit.identity[key] for key in ("config", "data", "grid")}
+    else:
+        keys = {key.removeprefix("grid."): value for key, value in config.items() if key.startswith("grid.")}
+        told["grid"] = digest_json(keys)
+        era = _Era(Grid(tuple(keys["l1"]), tuple(keys["l2"])), int(keys["max_iter"]))
+        if identity.get("data") not in log.datasets:
+            findings.problem(path, "identity.data is no dataset that the log knows")
+    numerics = {canonical_json(boot["numeric_environment"]).decode() for boot in log.boots}
+    if log.boots and identity.get("numeric_environment") not in numerics:
+        findings.problem(path, "identity.numeric_environment is that of no session in the log")
+    findings.compare(path, told, {key: identity.get(key) for key in told}, "identity")
+    return era
 
 
 def _check_against_log(

@@ -40,10 +40,12 @@ _TRAVELS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
 
 #: What a run directory may hold besides: never packed, and passed over in an archive that was packed by other means.
 _STAYS = re.compile(
-    r"run\.lock|costs\.json|(data|ray)/.*"
+    r"run\.lock|costs\.json|LATEST_VALID_CKPT|(data|ray|superseded)/.*"
     r"|([^/]+/)*\.[^/]+\.tmp|checkpoints/[^/]+/\.(tmp|trash)-[^/]+(/.*)?"
 )
-_FOLDERS = re.compile(rf"(checkpoints|events)/({_OWNER}/)?|checkpoints/{_OWNER}/ckpt-\d{{8}}/|masks/|data/|ray/")
+_FOLDERS = re.compile(
+    rf"(checkpoints|events)/({_OWNER}/)?|checkpoints/{_OWNER}/ckpt-\d{{8}}/|masks/|data/|ray/|superseded/"
+)
 _TOP = ("checkpoints", "events", "masks")
 
 

@@ -38,10 +38,10 @@ def test_blocks_join_up_from_the_start_to_the_last_iteration(build: Engines, bac
     assert all(block.seconds >= 0 for block in blocks)
 
 
-def test_blocks_end_at_multiples_of_their_length_wherever_a_request_starts(build: Engines) -> None:
+def test_blocks_end_at_multiples_of_their_length_and_at_every_tenth_wherever_a_request_starts(build: Engines) -> None:
     state = follow(build(block=1), begin(FIRST, 13))[-1].state
     blocks = follow(build(block=7), LaneRequest(FIRST, state, 30))
-    assert [block.state.iteration for block in blocks] == [14, 21, 28, 30]
+    assert [block.state.iteration for block in blocks] == [14, 20, 21, 28, 30]
     assert [one["iter"] for one in kpis(blocks)] == [20, 30]
 
 

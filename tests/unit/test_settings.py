@@ -203,10 +203,9 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_resolved_configuration_loads_to_itself(tmp_path: Path) -> None:
-    from nx46vx.pipeline.session import config_text
 
     settings = load(None, {"seed": 7, "data.skip_cases": ["a"], "mask.strong_th": 0.7, "features.cache_dir": "/x"})
-    assert load(written(tmp_path, config_text(settings))) == settings
+    assert load(written(tmp_path, settings.as_yaml())) == settings
 
 
 def test_how_the_work_is_run_is_no_part_of_what_comes_out() -> None:
