@@ -23,7 +23,8 @@ class SearchJob:
     only. ``until``: the iteration every candidate is to reach. ``should_stop`` is polled about once a second and ends
     the search early; all that was done until then is in the store. ``on_progress`` is told (done, total, in flight)
     when a candidate is complete, ``on_report`` (candidate_id, iterations committed) as trials report. While
-    ``may_start`` says no, no further candidate is begun. ``keeping``: how checkpoints are kept.
+    ``may_start`` says no, no further candidate is begun. ``accelerated`` says whether ``most_in_flight`` trials may
+    run. ``keeping``: how checkpoints are kept.
     """
 
     plan: FitPlan
@@ -40,6 +41,11 @@ class SearchJob:
     on_progress: Callable[[int, int, int], None]
     on_report: Callable[[str, int], None]
     keeping: Keeping = field(default_factory=Keeping)
+    accelerated: Callable[[], bool] = lambda: False
+
+    def in_flight(self) -> int:
+        """How many trials may run at once now."""
+        return self.resources.most_in_flight if self.accelerated() else self.resources.trials_in_flight
 
 
 class Executor(Protocol):

@@ -52,6 +52,8 @@ class SourceSearcher(_NotSaved, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         over = self._job.should_stop() or not self._job.may_start()
+        if not over and len(self._live) >= self._job.in_flight():
+            return None  # later
         candidate = None if over else self._source.next()
         if candidate is None:
             return Searcher.FINISHED if self._source.ended or over else None
@@ -153,7 +155,7 @@ def _start_engines(job: SearchJob) -> dict[str, Any]:
     """One engine per device, by GPU id ("" for the CPU's)."""
     resources = job.resources
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    options["max_concurrency"] = resources.trials_in_flight + 8
+    options["max_concurrency"] = resources.most_in_flight + 8
     if resources.gpus_per_engine:
         options["num_gpus"] = resources.gpus_per_engine
     remote: Any = ray.remote(**options)(EngineActor)
@@ -195,7 +197,7 @@ def _tune(job: SearchJob, engines: dict[str, Any], attempt: int) -> tune.ResultG
             mode="min",
             search_alg=searcher,
             num_samples=-1,
-            max_concurrent_trials=job.resources.trials_in_flight,
+            max_concurrent_trials=job.resources.most_in_flight,
             reuse_actors=True,
             trial_dirname_creator=_trial_name,
             trial_name_creator=_trial_name,
@@ -226,7 +228,7 @@ def _trial_resources(resources: Resources) -> dict[str, float]:
     """Bookkeeping for Ray: all trials in flight fit beside each other."""
     import psutil
 
-    share = max((psutil.cpu_count() or 1) / (resources.trials_in_flight + 1), 0.01)
+    share = max((psutil.cpu_count() or 1) / (resources.most_in_flight + 1), 0.01)
     asked: dict[str, float] = {"cpu": min(1.0, int(share * 100) / 100)}
     if resources.gpus_per_trial:
         asked["gpu"] = resources.gpus_per_trial

@@ -186,6 +186,7 @@ def _epoch(
         until=until, fence=session.fence, resources=resources, sink=session.log,
         should_stop=lambda: session.governor.stopping, may_start=lambda: session.governor.allows("candidate"),
         on_progress=on_progress, on_report=watch.report, keeping=session.keeping,
+        accelerated=lambda: "more_trials_in_flight" in session.governor.actions,
     )  # fmt: skip
     with heartbeat(session.log, "train_supervised"):
         if pending and not session.governor.stopping:

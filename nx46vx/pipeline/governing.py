@@ -10,7 +10,7 @@ import orjson
 from nx46vx.paths import RunPaths, cache_root
 from nx46vx.pipeline.decisions import Decisions
 from nx46vx.runtime.atomic import write_json
-from nx46vx.runtime.budget import Governor, Work, require_budget
+from nx46vx.runtime.budget import ACCELERATIONS, Governor, Work, require_budget
 from nx46vx.runtime.clock import now, session_start
 from nx46vx.runtime.costs import CostBook
 from nx46vx.runtime.progress import PHASES, Progress, weights_from
@@ -35,7 +35,20 @@ def make_governor(settings: Settings, costs: CostBook, sink: EventSink, stop: St
     )  # fmt: skip
     work = Work(0, settings.mask.calibration_volumes)
     require_budget(budget, now() - started, work.seconds(costs) or LEAST_PACKAGING, costs)
-    return Governor(budget=budget, started=started, work=work, costs=costs, clock=now, sink=sink, stop=stop)
+    return Governor(
+        budget=budget, started=started, work=work, costs=costs, clock=now, sink=sink, stop=stop,
+        accelerations=_accelerations(settings),
+    )  # fmt: skip
+
+
+def _accelerations(settings: Settings) -> list[str]:
+    """What there is in this run to accelerate."""
+    useful = {
+        "more_trials_in_flight": settings.resources.executor == "ray",
+        "no_further_growth": settings.growth.enabled,
+        "prefetch": True,
+    }
+    return [action for action in ACCELERATIONS if useful.get(action, False)]
 
 
 def make_progress(settings: Settings, paths: RunPaths) -> Progress:

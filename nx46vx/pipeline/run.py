@@ -116,6 +116,7 @@ def _stages(
         _flush(session, fit)
     with stage("ensemble"):
         choice = choose(session, cases, fit)
+    session.costs.add("ensemble", seconds["ensemble"])
     with stage("segment"):
         segmented = segment(session, cases, choice.ensemble, counts=complete)
     with stage("package"):
@@ -194,6 +195,7 @@ def _boot(session: Session, resources: Resources) -> None:
             "engines": resources.engines,
             "engine_threads": resources.engine_threads,
             "trials_in_flight": resources.trials_in_flight,
+            "most_in_flight": resources.most_in_flight,
             "gpus_per_trial": resources.gpus_per_trial,
         },
         numeric_environment=numeric_environment(resources.device.name),

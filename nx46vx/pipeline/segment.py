@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -32,11 +36,10 @@ def segment(session: Session, cases: Cases, ensemble: Ensemble, *, counts: bool)
     session.log.emit("MASK_PARAMETERS", **vars(parameters), validation_f_half=calibration.f_half)
     say(f"masks: strong {parameters.strong_th}, weak {parameters.weak_th}, validation F0.5 {calibration.f_half:.3f}")
     foreground = {}
-    with heartbeat(session.log, "segment"):
-        for number, case in enumerate(cases.dataset.test, start=1):
-            _check(session)
+    with heartbeat(session.log, "segment"), contextlib.closing(_volumes(session, cases.dataset.test)) as volumes:
+        for number, (case, volume) in enumerate(volumes, start=1):
             started = time.monotonic()
-            probability = _probability(session, case, ensemble)
+            probability = probability_volume(volume, ensemble, block=session.settings.features.block)
             trace_array(session.log, "probability", probability, case_id=case.case_id)
             mask = make_mask(probability, parameters)
             trace_array(session.log, "mask", mask, case_id=case.case_id)
@@ -51,6 +54,23 @@ def segment(session: Session, cases: Cases, ensemble: Ensemble, *, counts: bool)
             say(f"masks: {number} of {len(cases.dataset.test)}: {case.case_id}, {100 * foreground[case.case_id]:.2f} %")
     session.costs.save()
     return {"parameters": vars(parameters), "validation_f_half": calibration.f_half, "foreground": foreground}
+
+
+def _volumes(session: Session, cases: Sequence[Case]) -> Generator[tuple[Case, np.ndarray]]:
+    """The cases' volumes, one after the other; in an accelerated run the next is read while one is worked on."""
+    ahead: Future[np.ndarray] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as reader:
+        for case, following in itertools.zip_longest(cases, cases[1:]):
+            _check(session)
+            volume = ahead.result() if ahead is not None else read_volume(case.image, case_id=case.case_id)
+            ahead = None
+            if following is not None and "prefetch" in session.governor.actions:
+                ahead = reader.submit(_in_memory, following)
+            yield case, volume
+
+
+def _in_memory(case: Case) -> np.ndarray:
+    return np.array(read_volume(case.image, case_id=case.case_id))
 
 
 def _calibrate(session: Session, cases: Cases, ensemble: Ensemble) -> Calibration:

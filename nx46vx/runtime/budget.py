@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -64,7 +64,7 @@ class Work:
         case, package = costs.p95("segment_case"), costs.p95("package")
         if case is None or package is None:
             return None
-        return case * (self.segment_cases + self.calibrate_cases) + package
+        return (costs.p95("ensemble") or 0.0) + case * (self.segment_cases + self.calibrate_cases) + package
 
 
 class Governor:
@@ -77,12 +77,16 @@ class Governor:
         costs: measured so far, also in earlier sessions.
         clock: seconds; survives suspend, cannot be set.
         stop: a signal sets it: then the deadline is now.
+        accelerations: those of ``ACCELERATIONS`` that this run has a use for.
     """
 
     def __init__(
         self, *, budget: float, started: float, work: Work, costs: CostBook, clock: Callable[[], float],
-        sink: EventSink, stop: StopFlag,
+        sink: EventSink, stop: StopFlag, accelerations: Sequence[str] = ACCELERATIONS,
     ) -> None:  # fmt: skip
+        if unknown := set(accelerations) - set(ACCELERATIONS):
+            raise ValueError(f"no such acceleration: {sorted(unknown)}")
+        self._accelerations, self._accelerated = tuple(accelerations), False
         self.budget, self.work, self.costs = budget, work, costs
         self._started, self._clock, self._sink, self._stop = started, clock, sink, stop
         self._lock = threading.RLock()
@@ -180,9 +184,9 @@ class Governor:
         ``eta`` is the expected remaining time of the whole run, in seconds.
         """
         with self._lock:
-            if self.actions or self.elapsed + eta <= ACCELERATE_SHARE * self.budget:
+            if self._accelerated or self.elapsed + eta <= ACCELERATE_SHARE * self.budget:
                 return False
-            self.actions = ACCELERATIONS
+            self._accelerated, self.actions = True, self._accelerations
             self._sink.emit("RUNTIME_ACCELERATION_MODE_ON", eta_s=eta, elapsed_s=self.elapsed, actions=self.actions)
             return True
 

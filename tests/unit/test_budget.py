@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nx46vx.errors import StoppedError, UsageError
+from nx46vx.pipeline.governing import _accelerations
 from nx46vx.runtime.budget import (
     ACCELERATIONS,
     Governor,
@@ -22,6 +23,7 @@ from nx46vx.runtime.clock import now, session_start
 from nx46vx.runtime.costs import CostBook, percentile_95
 from nx46vx.runtime.sink import MemorySink
 from nx46vx.runtime.stop import StopFlag
+from nx46vx.settings import Settings
 
 HOUR = 3600.0
 
@@ -219,3 +221,25 @@ def test_200_sessions_all_hand_in_before_the_budget_is_over() -> None:
         assert submitted, seed
         assert gov.remaining > 0, seed
         assert events.count("TIME_BUDGET_STATE") >= 2
+
+
+def test_only_what_a_run_has_a_use_for_is_called_an_action_taken() -> None:
+    plain = _accelerations(Settings.model_validate({"resources": {"executor": "inline"}, "growth": {"enabled": False}}))
+    assert plain == ["prefetch"]
+    assert _accelerations(Settings()) == ["more_trials_in_flight", "no_further_growth", "prefetch"]
+    clock, sink = Clock(), MemorySink()
+    made = Governor(
+        budget=HOUR, started=clock.time, work=Work(1, 1), costs=CostBook(), clock=clock, sink=sink, stop=StopFlag(),
+        accelerations=plain,
+    )  # fmt: skip
+    assert made.accelerate(2 * HOUR) and made.actions == ("prefetch",)
+    with pytest.raises(ValueError, match="smaller_grid"):
+        Governor(
+            budget=HOUR, started=0.0, work=Work(1, 1), costs=CostBook(), clock=clock, sink=sink, stop=StopFlag(),
+            accelerations=["smaller_grid"],
+        )  # fmt: skip
+
+
+def test_choosing_the_ensemble_is_part_of_the_reserve() -> None:
+    costs = measured(segment_case=10.0, package=5.0, ensemble=100.0)
+    assert Work(2, 1).seconds(costs) == 100.0 + 3 * 10.0 + 5.0
