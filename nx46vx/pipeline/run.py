@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -14,19 +15,22 @@ from typing import Any
 import psutil
 
 from nx46vx import __version__
-from nx46vx.errors import StoppedError
-from nx46vx.logs import Screen, say
+from nx46vx.errors import NX46Error, StoppedError
+from nx46vx.logs import say
+from nx46vx.paths import RunPaths
 from nx46vx.pipeline.choose import choose
 from nx46vx.pipeline.dataset import find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
-from nx46vx.pipeline.governing import remember_phases
+from nx46vx.pipeline.governing import check_budget, remember_phases
 from nx46vx.pipeline.planfile import write_plan
+from nx46vx.pipeline.screen import make_screen
 from nx46vx.pipeline.segment import segment
 from nx46vx.pipeline.session import Session, open_session
 from nx46vx.pipeline.standing import check_run, finished_report
 from nx46vx.pipeline.watching import Monitor, TrainWatch
 from nx46vx.runtime.budget import State, Work
+from nx46vx.runtime.costs import CostBook
 from nx46vx.runtime.numeric import numeric_environment
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings, result_keys
@@ -46,6 +50,7 @@ def run(
     finished = finished_report(root)
     if finished is not None and not differing:
         return finished
+    check_budget(settings, CostBook(RunPaths(root).costs))
     stop = StopFlag()
     with stop.on_signals(), open_session(root, settings, stop, fresh=fresh, differing=differing) as session:
         resources = plan_resources(settings.resources)
@@ -53,12 +58,14 @@ def run(
         owned = executor is None
         executor = executor or make_executor(settings)
         watch = TrainWatch()
-        monitor = Monitor(session, watch, Screen())
+        monitor = Monitor(session, watch, make_screen())
         try:
             with monitor.running(settings.budget.heartbeat_seconds):
                 fit, value = _stages(session, resources, executor, watch)
             return finish(session, fit, value)
         finally:
+            with contextlib.suppress(NX46Error):  # another error may be on its way, which the log has its part in
+                session.governor.finish(complete=False)
             session.costs.save()
             if owned:
                 executor.close()
@@ -123,8 +130,6 @@ def _stages(
         started = time.monotonic()
         submission = package(session, cases, segmented["foreground"])
         session.costs.add("package", time.monotonic() - started)
-        if complete:
-            session.progress.set("package", 1.0)
     value = report(session, cases, fit, choice, segmented, submission, seconds)
     session.log.emit(
         "GLOBAL_STATS", candidates=len(records), meta_neurons=len(plan.neurons), complete=complete,
@@ -133,7 +138,7 @@ def _stages(
         train_pair_coverage_pct_effective=cases.coverage.pct, coverage_gap_reason=cases.coverage.reason,
         coverage_gap_is_justified=cases.coverage.justified, reduced=session.settings.reduced,
     )  # fmt: skip
-    governor.report("RUNTIME_BUDGET_FINAL", complete=complete)
+    governor.finish(complete=complete)
     if not complete:
         hand_in(session, value)
         raise StoppedError(
@@ -150,6 +155,7 @@ def _stages(
             "package": seconds["package"],
         },
     )  # fmt: skip
+    session.progress.set("package", 1.0)
     return fit, value
 
 
@@ -165,7 +171,6 @@ def _flush(session: Session, fit: FitResult) -> None:
     session.log.sync()
     session.costs.add("flush", time.monotonic() - started)
     if not fit.records or not governor.may_package():
-        governor.report("RUNTIME_BUDGET_FINAL", complete=False)
         raise StoppedError(
             f"stopped by {governor.reason}", where=session.paths.root,
             found="no candidate has figures yet" if not fit.records else "no time to package",
