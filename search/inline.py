@@ -31,7 +31,7 @@ class InlineExecutor:
                 with factory.open(candidate) as task:
                     while not task.done and not job.should_stop():
                         task.advance(engine)
-                        job.on_report(candidate.candidate_id, task.state.iteration)
+                        job.on_report(candidate.candidate_id, task.committed)
                     if not task.done:
                         source.give_up(candidate)
                         return

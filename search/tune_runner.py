@@ -62,7 +62,7 @@ class SourceSearcher(_NotSaved, Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self._live:
-            self._job.on_report(self._live[trial_id].candidate_id, int(result["iter"]))
+            self._job.on_report(self._live[trial_id].candidate_id, int(result.get("committed", 0)))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         candidate = self._live.pop(trial_id, None)

@@ -49,6 +49,11 @@ class CandidateTask:
         return self.state.iteration >= self.until
 
     @property
+    def committed(self) -> int:
+        """Iterations that the newest checkpoint vouches for."""
+        return 0 if self.checkpoint is None else int(self.checkpoint.manifest["model_state"]["iterations"])
+
+    @property
     def record(self) -> dict[str, Any]:
         """The candidate's row in the merged table, with everything known so far."""
         return _record(self.plan, self.candidate, self.metrics, self.state.iteration)
@@ -90,8 +95,7 @@ class CandidateTask:
 
     def save(self) -> None:
         """Commit what was done since the last checkpoint, if anything: before a deadline, whatever the cadence."""
-        kept = 0 if self.checkpoint is None else int(self.checkpoint.manifest["model_state"]["iterations"])
-        if self.state.iteration > kept:
+        if self.state.iteration > self.committed:
             self._commit()
 
     def _commit(self) -> None:

@@ -17,8 +17,12 @@ from nx46vx.model.blocks import BlockResult, LaneRequest
 from nx46vx.model.candidates import Candidate
 from trainables.task import CandidateTask, TaskFactory
 
-#: How often a trial reports to Tune. Its own checkpoints and events are written at every block, whatever this is.
+#: How often a trial reports to Tune, also while it waits for the engine; checkpoints and events do not depend on it.
 REPORT_SECONDS = 1.0
+
+
+class StillComputing(Exception):
+    """The engine has no block yet: ask again with the same request."""
 
 
 class RemoteEngine:
@@ -26,9 +30,16 @@ class RemoteEngine:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._asked: Any = None
 
     def advance(self, request: LaneRequest) -> list[BlockResult]:
-        return ray.get(self._actor.advance.remote(request))
+        """Raises ``StillComputing`` if it takes longer than a trial may be silent."""
+        if self._asked is None:
+            self._asked = self._actor.advance.remote(request)
+        if not ray.wait([self._asked], timeout=REPORT_SECONDS)[0]:
+            raise StillComputing
+        asked, self._asked = self._asked, None
+        return ray.get(asked)
 
 
 class CandidateTrial(tune.Trainable):
@@ -56,10 +67,12 @@ class CandidateTrial(tune.Trainable):
                 task.advance(self._engine)
                 if time.monotonic() >= until:
                     break
+        except StillComputing:
+            pass
         except NX46Error as error:  # trying again would not help: report it instead of failing
             record = self._task.record if self._task else {"iter": 0}
             return {"objective": float("nan"), **record, "done": True, "failure": failure_fields(error)}
-        return {**task.record, "done": task.done}
+        return {"objective": float("nan"), **task.record, "committed": task.committed, "done": task.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Ray gets a copy of ours; it is never read back."""

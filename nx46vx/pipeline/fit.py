@@ -26,7 +26,7 @@ from nx46vx.pipeline.session import Session
 from nx46vx.pipeline.watching import TrainWatch
 from nx46vx.runtime.checkpoint import Checkpoint
 from nx46vx.runtime.heartbeat import heartbeat
-from nx46vx.runtime.progress import OPEN_ENDED_TARGET
+from nx46vx.runtime.progress import open_ended_targets
 from nx46vx.runtime.sink import trace_array
 from search.executor import Executor, SearchJob
 from search.resources import Resources
@@ -142,13 +142,11 @@ def search(
         target = settings.supervised_epochs
         if target and epoch >= target:
             break
-        if not target:
-            if _converged(
-                [float(decisions.get("epoch_best", e)) for e in range(epoch)],
-                settings.convergence_min_delta, settings.convergence_patience,
-            ):  # fmt: skip
-                break
-            decisions.put("epoch_target", "now", max(OPEN_ENDED_TARGET, epoch + 1))
+        if not target and open_ended_targets(
+            [float(decisions.get("epoch_best", e)) for e in range(epoch)],
+            settings.convergence_min_delta, settings.convergence_patience,
+        )[1]:  # fmt: skip
+            break
     session.progress.set("train_fit", 1.0)
     return grower.plan, records, True
 
@@ -162,7 +160,7 @@ def _epoch(
     if until == grower.plan.max_iter:
         announce_resume(session, grower.plan, found)
     finished, pending = _sorted_out(grower.plan, found, until)
-    watch.begin(lambda: grower.plan, finished, pending)
+    watch.begin(lambda: grower.plan, finished, pending, until)
     source = CandidateSource(
         (request.candidate for request in pending), finished, grower if growing else lambda records: None
     )
@@ -173,7 +171,6 @@ def _epoch(
 
     def on_progress(done: int, total: int, in_flight: int) -> None:
         session.costs.add("candidate", source.last_seconds)
-        watch.in_flight = in_flight
         session.log.emit(
             "PROGRESS_UPDATE", stage="train_supervised", substage="hyperparam_search", file=None, index=done,
             total=total, in_flight=in_flight, until=until,
@@ -195,6 +192,7 @@ def _epoch(
     found = _valid_checkpoints(session, grower.plan)
     note_latest(session, found)
     finished, pending = _sorted_out(grower.plan, found, until)
+    watch.begin(lambda: grower.plan, finished, pending, until)
     if pending and not session.governor.draining:
         raise RuntimeError(f"{len(pending)} candidates did not finish")
     return None if pending or grower.undecided else finished
@@ -232,11 +230,3 @@ def _sorted_out(plan: FitPlan, found: Mapping[str, Checkpoint], until: int) -> t
         else:
             pending.append(LaneRequest(candidate, state_of(checkpoint), until))
     return finished, pending
-
-
-def _converged(best: list[float], min_delta: float, patience: int) -> bool:
-    """Whether the best objective so far improved by less than ``min_delta`` in each of the last epochs."""
-    quiet = 0
-    for epoch in range(1, len(best)):
-        quiet = quiet + 1 if min(best[:epoch]) - best[epoch] < min_delta else 0
-    return quiet >= patience

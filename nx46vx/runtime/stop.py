@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from nx46vx.errors import EXIT_INTERRUPTED_TWICE
+from nx46vx.logs import leave_terminal
 
 
 class StopFlag:
@@ -43,5 +44,6 @@ class StopFlag:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._event.is_set() and number == signal.SIGINT:
+            leave_terminal()
             os._exit(EXIT_INTERRUPTED_TWICE)
         self.set(signal.Signals(number).name)
