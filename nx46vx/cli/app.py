@@ -11,7 +11,9 @@ import typer
 
 from nx46vx import __version__
 from nx46vx.cli import inspect
+from nx46vx.cli.bench import bench
 from nx46vx.errors import UsageError
+from nx46vx.runtime.lock import at_rest
 from nx46vx.settings import Settings, SyntheticSettings, load_settings, parse_scalar
 
 app = typer.Typer(
@@ -62,6 +64,8 @@ def run(
         root, settings = take_up(resume_from_checkpoint, out, config, _overrides(data, set_), retrain=retrain)
     else:
         settings, root = _settle(config, data, out, set_)
+    with at_rest(root):  # a held directory is refused at once, before the slow imports
+        pass
     from nx46vx.pipeline.run import run as run_job
 
     report = run_job(settings, root, fresh=fresh, retrain=retrain)
@@ -122,6 +126,7 @@ app.command()(inspect.events)
 checkpoint = typer.Typer(help="Checkpoints of a run.", no_args_is_help=True, rich_markup_mode=None)
 checkpoint.command("export")(inspect.export)
 app.add_typer(checkpoint, name="checkpoint")
+app.add_typer(bench, name="bench")
 
 
 def _settle(config: Path | None, data: Path | None, out: Path | None, pairs: list[str] | None) -> tuple[Settings, Path]:

@@ -13,8 +13,8 @@ from nx46vx.data.integrity import DigestBook
 from nx46vx.errors import IncompatibleError, IntegrityError, NX46Error, UsageError
 from nx46vx.paths import RunPaths, cache_root
 from nx46vx.pipeline.signature import program_identity
-from nx46vx.runtime.archive import at_rest
 from nx46vx.runtime.digest import digest_file
+from nx46vx.runtime.lock import at_rest
 from nx46vx.runtime.sink import NullSink
 from nx46vx.settings import Settings, load_settings, result_keys
 

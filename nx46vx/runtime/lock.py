@@ -8,12 +8,15 @@ import os
 import platform
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import orjson
 
 from nx46vx.errors import EnvironmentFault, LockedError, from_os_error
+from nx46vx.paths import RunPaths
 from nx46vx.runtime.atomic import write_bytes
 from nx46vx.runtime.files import REAL_FILES
 
@@ -120,6 +123,38 @@ class DirectoryLock:
             "another run holds this directory", where=self.path, found=f"pid {pid} on host {host}",
             fix="wait for it to end, or stop it (it saves its state on SIGTERM)",
         )  # fmt: skip
+
+
+@contextmanager
+def at_rest(run: Path) -> Iterator[None]:
+    """Keep a run from being started while its directory is read; writes nothing there.
+
+    Raises:
+        LockedError: it is going on.
+    """
+    lock = RunPaths(run).lock
+    try:
+        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    except OSError as error:
+        raise from_os_error(error, "looking at the run's lock", lock) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = read_holder(lock)
+            raise LockedError(
+                "this run is going on", where=run,
+                found=f"pid {holder.get('pid', 'unknown')} on host {holder.get('host', 'unknown')}",
+                fix="wait for it to end, or stop it (it saves its state on SIGTERM)",
+            ) from error  # fmt: skip
+        except OSError:  # a file system without locks: then no run can have been started there
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def read_holder(path: Path) -> dict[str, object]:

@@ -21,6 +21,7 @@ from nx46vx.runtime import archive as archive_room
 from nx46vx.runtime import archive_check
 from nx46vx.runtime.archive import copy_run, export_run, import_run
 from nx46vx.runtime.archive_names import travelling_files
+from nx46vx.runtime.lock import at_rest
 
 OWNER = "k000-l1_0.001-l2_0.01"
 FILES = {
@@ -127,7 +128,7 @@ def test_a_run_that_goes_on_is_not_packed(run: Path, tmp_path: Path) -> None:
 def test_a_run_cannot_be_started_while_it_is_packed(run: Path) -> None:
     from nx46vx.runtime.lock import DirectoryLock
 
-    with archive_room.at_rest(run), pytest.raises(LockedError):
+    with at_rest(run), pytest.raises(LockedError):
         DirectoryLock(run / "run.lock").acquire()
     with DirectoryLock(run / "run.lock"):
         pass
