@@ -20,7 +20,7 @@ from nx46vx.runtime.memory import gib
 from nx46vx.runtime.progress import PHASES
 
 #: Times a second that the view is drawn; the figures are those of the last tick, the clocks run.
-DRAWN_PER_SECOND = 2.0
+DRAWN_PER_SECOND = 1.0
 #: Lines that the terminal has to have for the table of phases; else they are one line.
 ROOM_FOR_PHASES = 24
 
@@ -52,11 +52,12 @@ class LiveScreen(Screen):
         )  # fmt: skip
         self._began = self._clock()
         try:
-            live.start()
+            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone: that ends no work
+                live.start(refresh=True)
             with talk_through(self._say):
                 yield
         finally:
-            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            with contextlib.suppress(OSError, ValueError):
                 live.stop()
 
     def show(self, view: Mapping[str, Any]) -> None:
@@ -66,8 +67,11 @@ class LiveScreen(Screen):
         view, since = self._view, self._clock() - self._told_at
         if view is None:
             yield Text(f"starting, {clock_time(self._clock() - self._began)}")
-        else:
+            return
+        try:
             yield render(view, since, phases_as_table=console.size.height >= ROOM_FOR_PHASES)
+        except (KeyError, TypeError, ValueError) as error:  # a figure that cannot be drawn stops no thread
+            yield Text(f"the view cannot be drawn: {type(error).__name__}: {error}")
 
     def _say(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)

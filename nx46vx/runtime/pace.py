@@ -52,9 +52,8 @@ class FitPace:
         if self._round != (len(done), until):
             self._round, self._start = (len(done), until), dict(done)
             self._depth, self._commits = Speed(warm_up=True), Speed(warm_up=False)
-        reached = self._reached(done)
-        self._depth.see(reached, now)
-        if reached >= max((until - count for count in self._start.values()), default=0):
+        self._depth.see(_reached(self._start, done), now)
+        if _deep(self._start, done, until) <= 0:
             self._commits.see(sum(done.values()), now)
         depth, commits = self._depth.per_second(now), self._commits.per_second(now)
         self.depth_seconds = 1 / depth if depth else self.depth_seconds
@@ -64,8 +63,7 @@ class FitPace:
     def seconds_left(self, done: Mapping[str, int], until: int) -> float | None:
         """Of this round, also before it began, from what was measured; None before that."""
         left = sum(max(until - iterations, 0) for iterations in done.values())
-        start = self._start or done
-        deep = max((until - count for count in start.values()), default=0) - self._reached(done)
+        deep = _deep(self._start or done, done, until)
         if left == 0:
             return 0.0
         if deep <= 0:
@@ -82,5 +80,12 @@ class FitPace:
         """The engine's part, and then what trials commit (a little more than that: they commit meanwhile, too)."""
         return deep * (self.depth_seconds or 0.0) + left * (self.commit_seconds or 0.0)
 
-    def _reached(self, done: Mapping[str, int]) -> int:
-        return max((count - self._start.get(name, 0) for name, count in done.items()), default=0)
+
+def _reached(start: Mapping[str, int], done: Mapping[str, int]) -> int:
+    """Iterations that the engine has certainly advanced every lane by."""
+    return max((count - start.get(name, 0) for name, count in done.items()), default=0)
+
+
+def _deep(start: Mapping[str, int], done: Mapping[str, int], until: int) -> int:
+    """Iterations that it still has to, for the lane that has the furthest to go."""
+    return max((until - count for count in start.values()), default=0) - _reached(start, done)
