@@ -80,11 +80,7 @@ class CandidateTask:
             self._take(block)
 
     def _take(self, block: BlockResult) -> None:
-        for row in block.iterations:
-            fields = dict(zip(ITERATION_FIELDS, row.tolist(), strict=True))
-            self._progress("fit_prox_iter", **{k: int(v) if k in _INTEGERS else v for k, v in fields.items()})
-        for kpi in block.kpis:
-            self._progress("fit_kpi", **kpi)
+        self.sink.emit_many("PROGRESS_UPDATE", self._told_of(block))
         self.state = block.state
         latest = block.kpis[-1] if block.kpis else {}
         self.metrics = {**self.metrics, **latest, "seconds": self.metrics["seconds"] + block.seconds}
@@ -138,18 +134,21 @@ class CandidateTask:
                 source_checkpoint=source.number, target_checkpoint=self.checkpoint.number, iter=self.state.iteration,
             )  # fmt: skip
 
-    def _progress(self, substage: str, *, iter: int, **fields: Any) -> None:
-        self._event(
-            "PROGRESS_UPDATE",
-            stage="train_supervised",
-            substage=substage,
-            file=None,
-            epoch=(iter - 1) // self.plan.max_iter,
-            iter=iter,
-            index=iter,
-            total=self.until,
-            **fields,
-        )
+    def _told_of(self, block: BlockResult) -> Iterator[dict[str, Any]]:
+        """The fields of a block's events: every iteration, then the KPIs."""
+        for row in block.iterations.tolist():
+            fields = dict(zip(ITERATION_FIELDS, row, strict=True))
+            yield self._progress("fit_prox_iter", {k: int(v) if k in _INTEGERS else v for k, v in fields.items()})
+        for kpi in block.kpis:
+            yield self._progress("fit_kpi", kpi)
+
+    def _progress(self, substage: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        done = fields["iter"]
+        return {
+            "candidate_id": self.candidate.candidate_id, "stage": "train_supervised", "substage": substage,
+            "file": None, "epoch": (done - 1) // self.plan.max_iter, "iter": done, "index": done,
+            "total": self.until, **fields,
+        }  # fmt: skip
 
     def _event(self, event: str, **fields: Any) -> None:
         self.sink.emit(event, candidate_id=self.candidate.candidate_id, **fields)

@@ -1,0 +1,51 @@
+"""``nx46vx bench NAME``: measure this machine. The table is for people, ``--json`` gives one object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+import typer
+
+if TYPE_CHECKING:
+    from nx46vx.bench.frame import Outcome
+
+bench = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+
+Quick = Annotated[bool, typer.Option("--quick", help="Smaller sizes, within a minute.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Where = Annotated[Path | None, typer.Option("--dir", help="Write below this folder; the system's temporary one else.")]
+
+
+@bench.command()
+def durability(quick: Quick = False, json: Json = False, folder: Where = None) -> None:
+    """Event log, verification and checkpoints: speed, ratio to the naive pattern, share of a full-size run."""
+    from nx46vx.bench import durability as module
+
+    _show(module.measure(module.QUICK if quick else module.Sizes(), folder), quick, json, folder)
+
+
+@bench.command()
+def engine(quick: Quick = False, json: Json = False) -> None:
+    """Cost per sample, candidate and iteration of the whole grid, against the serial pattern and against one lane."""
+    from nx46vx.bench import engine as module
+
+    _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json)
+
+
+def _show(outcome: Outcome, quick: bool, as_json: bool, folder: Path | None = None) -> None:
+    import tempfile
+
+    from nx46vx.bench.frame import table
+    from nx46vx.bench.machine import machine_facts
+
+    machine = machine_facts(folder or Path(tempfile.gettempdir()))
+    if as_json:
+        found = {**outcome.to_json(), "quick": quick, "machine": machine}
+        typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        return
+    typer.echo(f"{outcome.bench}{' (quick)' if quick else ''}: {machine['cpu']}, {machine['cores']} cores")
+    for name, value in {**outcome.sizes, **machine}.items():
+        typer.echo(f"{name}: {value}")
+    typer.echo(table(outcome))
