@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from nx46vx.errors import NX46Error
 from nx46vx.logs import Screen, say
 from nx46vx.model.blocks import LaneRequest
 from nx46vx.model.fitplan import FitPlan
@@ -158,7 +159,8 @@ class Monitor:
         try:
             self.tick()
         except Exception as error:  # watching must never end the work
-            self.session.log.emit("MONITOR_FAILED", error=f"{type(error).__name__}: {error}")
+            with suppress(NX46Error):  # a log that refuses is for the work to name
+                self.session.log.emit("MONITOR_FAILED", error=f"{type(error).__name__}: {error}")
 
     def _training(self) -> tuple[FitPlan | None, dict[str, float] | None, dict[str, int], Committed]:
         """The fit, what trials reported, and after that what the store holds; raises the shown share of the fit.
