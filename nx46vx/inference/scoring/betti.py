@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import cc3d
 import numpy as np
+from scipy.ndimage import label
 
 
 class Betti(NamedTuple):
@@ -31,6 +32,8 @@ def label_components(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, i
     """Labels 1..count of the components of a bool volume, 0 elsewhere; numbered along the raster."""
     if not mask.any():
         return np.zeros(mask.shape, np.uint8), 0
+    if sorted(mask.shape)[1] == 1:  # cc3d sets too little memory aside for a single line of voxels
+        return label(mask)
     labels, count = cc3d.connected_components(
         np.ascontiguousarray(mask), connectivity=connectivity, return_N=True, binary_image=True
     )

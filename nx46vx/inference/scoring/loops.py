@@ -40,8 +40,8 @@ def _loops_left(union: np.ndarray, wider: np.ndarray) -> np.ndarray:
     sweep.merge_squares(rep, age, edge, strides)
     rows = np.empty((np.count_nonzero(edge), 4), kind)
     sweep.relations(rep, edge, strides, rows)
-    own = np.flatnonzero(age == 2)
-    return np.setdiff1d(own[rep[own] == own], _eliminated(rows, age), assume_unique=True)
+    own = np.flatnonzero((rep[:-1] == np.arange(age.size, dtype=kind)) & (age == 2))
+    return np.setdiff1d(own, _eliminated(rows, age), assume_unique=True)
 
 
 def _eliminated(rows: np.ndarray, age: np.ndarray) -> np.ndarray:
@@ -54,7 +54,9 @@ def _eliminated(rows: np.ndarray, age: np.ndarray) -> np.ndarray:
     ranked = np.full(rows.shape, -1, np.int32)
     ranked[rows >= 0] = rank[np.searchsorted(squares, rows[rows >= 0])]
     ranked.sort(axis=1)
-    return squares[by_age[sweep.leading(ranked, squares.size)]]
+    start = np.full(squares.size, -1)
+    sweep.leading(ranked, start)
+    return squares[by_age[start >= 0]]
 
 
 def _cells(background: np.ndarray, *, across: bool) -> np.ndarray:

@@ -99,14 +99,25 @@ def relations(rep, edge, strides, rows):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def leading(rows, variables):  # type: ignore[no-untyped-def]
-    """Which variables lead a relation once the rows, ascending and -1 before, are brought to echelon form over Z/2."""
-    start = np.full(variables, -1, np.int64)
-    stop = np.zeros(variables, np.int64)
-    pool = np.empty(4 * rows.shape[0] + 16, np.int32)
+def _copy(source, size, room):  # type: ignore[no-untyped-def]
+    """The first ``size`` items at the head of a new array; a slice would cost seconds to compile."""
+    target = np.empty(room, source.dtype)
+    for i in range(size):
+        target[i] = source[i]
+    return target
+
+
+@numba.njit(nogil=True)
+def leading(rows, start):  # type: ignore[no-untyped-def]
+    """Bring rows over Z/2 to echelon form; ``start`` of a variable becomes nonnegative when it leads a row.
+
+    ``rows`` (relations, 4) holds variables, ascending, -1 first; ``start`` comes filled with -1.
+    """
+    stop = np.zeros_like(start)
+    pool = np.empty(4 * rows.shape[0] + 16, rows.dtype)
+    row = np.empty(16, rows.dtype)
+    work = np.empty(16, rows.dtype)
     used = 0
-    row = np.empty(16, np.int32)
-    work = np.empty(16, np.int32)
     for i in range(rows.shape[0]):
         size = 0
         for j in range(4):
@@ -116,26 +127,21 @@ def leading(rows, variables):  # type: ignore[no-untyped-def]
         while size and start[row[0]] >= 0:
             a, b, end, k = 0, start[row[0]], stop[row[0]], 0
             if size + end - b > work.size:
-                work = np.empty(2 * (size + end - b), np.int32)
-            while a < size or b < end:
-                if b == end or (a < size and row[a] < pool[b]):
-                    work[k] = row[a]
-                    a += 1
+                work = _copy(work, 0, 2 * (size + end - b))
+            while a < size or b < end:  # symmetric difference of two ascending rows
+                take, give = b == end or (a < size and row[a] <= pool[b]), a == size or (b < end and pool[b] <= row[a])
+                if take != give:
+                    work[k] = row[a] if take else pool[b]
                     k += 1
-                elif a == size or pool[b] < row[a]:
-                    work[k] = pool[b]
-                    b += 1
-                    k += 1
-                else:
-                    a += 1
-                    b += 1
-            row, work, size = work, row, k
+                a += take
+                b += give
+            row, work = work, row
+            size = k
         if size:
             if used + size > pool.size:
-                wider = np.empty(2 * (used + size), np.int32)
-                wider[:used] = pool[:used]
-                pool = wider
-            start[row[0]], stop[row[0]] = used, used + size
-            pool[used : used + size] = row[:size]
+                pool = _copy(pool, used, 2 * (used + size))
+            start[row[0]] = used
+            for j in range(size):
+                pool[used + j] = row[j]
             used += size
-    return start >= 0
+            stop[row[0]] = used
