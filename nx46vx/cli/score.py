@@ -24,7 +24,7 @@ def score(
     cases = told.pop("cases")
     for name, fields in cases.items():
         typer.echo(f"{name}: {_line(fields)}")
-    typer.echo(f"all {len(cases)}: {_line(told)}")
+    typer.echo(f"mean of {len(cases)}: {_line(told)}")
 
 
 def _line(fields: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ is 6-connected and its background 26-connected.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cc3d
 import numpy as np
@@ -28,7 +28,7 @@ def betti_numbers(mask: np.ndarray) -> Betti:
     return Betti(components, components + cavities - euler_number(mask), cavities)
 
 
-def label_components(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
+def label_components(mask: np.ndarray, connectivity: Literal[6, 26]) -> tuple[np.ndarray, int]:
     """Labels 1..count of the components of a bool volume, 0 elsewhere; numbered along the raster."""
     if not mask.any():
         return np.zeros(mask.shape, np.uint8), 0

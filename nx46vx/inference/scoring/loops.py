@@ -23,8 +23,8 @@ from nx46vx.inference.scoring import sweep
 def matched_loops(prediction: np.ndarray, label: np.ndarray) -> int:
     """Loops of the union that both masks have; bool volumes (z, y, x) of one shape."""
     union = ~(prediction | label)
-    left = [_loops_left(union, ~mask) for mask in (prediction, label)]
-    return int(np.intersect1d(*left, assume_unique=True).size)
+    predicted, true = (_loops_left(union, ~mask) for mask in (prediction, label))
+    return int(np.intersect1d(predicted, true, assume_unique=True).size)
 
 
 def _loops_left(union: np.ndarray, wider: np.ndarray) -> np.ndarray:
@@ -71,14 +71,15 @@ def _cells(background: np.ndarray, *, across: bool) -> np.ndarray:
             if (along != axis) == across:
                 low, high = ((slice(None),) * along + (part,) for part in (slice(-1), slice(1, None)))
                 touched = touched[low] | touched[high]
-        cells[(*(slice(1, n + 1) for n in touched.shape), axis)] = touched
+        z, y, x = touched.shape
+        cells[1 : z + 1, 1 : y + 1, 1 : x + 1, axis] = touched
     return cells.ravel()
 
 
 def _cubes(shape: tuple[int, ...], kind: type) -> np.ndarray:
     """Flat parents of the padded lattice's cubes: each its own, those outside of the volume the last one."""
     size = int(np.prod(shape))
-    parent = np.full(shape, size - 1, kind)
+    parent: np.ndarray = np.full(shape, size - 1, kind)
     inside = tuple(slice(1, n - 1) for n in shape)
     parent[inside] = np.arange(size, dtype=kind).reshape(shape)[inside]
     return parent.ravel()

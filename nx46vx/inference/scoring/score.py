@@ -13,8 +13,7 @@ from nx46vx.inference.scoring.surface import Surface, surface_dice
 from nx46vx.inference.scoring.topology import Counts, add_counts, count_features, topo_score
 from nx46vx.inference.scoring.voi import Groups, variation
 
-#: Weights of TopoScore, SurfaceDice and the VOI score.
-WEIGHTS = (0.30, 0.35, 0.35)
+TOPO_WEIGHT, SURFACE_WEIGHT, VOI_WEIGHT = 0.30, 0.35, 0.35
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class LabelScorer:
         topo = topo_score(counts)
         dice = surface_dice(Surface.of(mask), self._surface)
         voi = variation(Groups.of(mask), self._groups)
-        score = sum(weight * part for weight, part in zip(WEIGHTS, (topo, dice, voi.score), strict=True))
+        score = SURFACE_WEIGHT * dice + VOI_WEIGHT * voi.score + TOPO_WEIGHT * topo
         return VolumeScore(min(max(score, 0.0), 1.0), topo, dice, voi.score, voi.split, voi.merge, counts)
 
 

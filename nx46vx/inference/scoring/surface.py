@@ -25,7 +25,7 @@ class Surface:
     @classmethod
     def of(cls, mask: np.ndarray) -> Surface:
         """Surface of a bool volume (z, y, x)."""
-        bits = np.pad(mask.view(np.uint8), 1)
+        bits: np.ndarray = np.pad(mask.view(np.uint8), 1)
         bits = bits[..., :-1] | bits[..., 1:] << 1
         bits = bits[:, :-1] | bits[:, 1:] << 2
         return cls(bits[:-1] | bits[1:] << 4)

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @numba.njit(nogil=True)
-def _find(parent, item):  # type: ignore[no-untyped-def]
+def _find(parent: np.ndarray, item: int) -> int:
     while parent[item] != item:
         parent[item] = parent[parent[item]]
         item = parent[item]
@@ -19,7 +19,7 @@ def _find(parent, item):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def close_loops(rep, age, node, strides):  # type: ignore[no-untyped-def]
+def close_loops(rep: np.ndarray, age: np.ndarray, node: np.ndarray, strides: np.ndarray) -> None:
     """Add squares from last to first, the older age before; one whose two sides are joined already closes a loop.
 
     ``node`` holds the cubes' parents. ``rep[s] = s`` is set for closing squares; the others keep "no square".
@@ -36,7 +36,7 @@ def close_loops(rep, age, node, strides):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def _around(rep, e, strides, term):  # type: ignore[no-untyped-def]
+def _around(rep: np.ndarray, e: int, strides: np.ndarray, term: np.ndarray) -> int:
     """Representatives, over Z/2, of the squares around edge ``e``; returns how many there are."""
     v = e // 3
     axis = e - 3 * v
@@ -61,7 +61,7 @@ def _around(rep, e, strides, term):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def merge_squares(rep, age, edge, strides):  # type: ignore[no-untyped-def]
+def merge_squares(rep: np.ndarray, age: np.ndarray, edge: np.ndarray, strides: np.ndarray) -> None:
     """Use up the relations of at most two squares: one is no loop, two are the same and the older stands for both.
 
     ``edge`` marks the relations; those of three or four squares stay marked.
@@ -86,7 +86,7 @@ def merge_squares(rep, age, edge, strides):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def relations(rep, edge, strides, rows):  # type: ignore[no-untyped-def]
+def relations(rep: np.ndarray, edge: np.ndarray, strides: np.ndarray, rows: np.ndarray) -> None:
     """Fill ``rows`` (relations, 4) with the squares of the marked relations; -1 elsewhere."""
     term = np.empty(4, rep.dtype)
     row = 0
@@ -99,7 +99,7 @@ def relations(rep, edge, strides, rows):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def _copy(source, size, room):  # type: ignore[no-untyped-def]
+def _copy(source: np.ndarray, size: int, room: int) -> np.ndarray:
     """The first ``size`` items at the head of a new array; a slice would cost seconds to compile."""
     target = np.empty(room, source.dtype)
     for i in range(size):
@@ -108,7 +108,7 @@ def _copy(source, size, room):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def leading(rows, start):  # type: ignore[no-untyped-def]
+def leading(rows: np.ndarray, start: np.ndarray) -> None:
     """Bring rows over Z/2 to echelon form; ``start`` of a variable becomes nonnegative when it leads a row.
 
     ``rows`` (relations, 4) holds variables, ascending, -1 first; ``start`` comes filled with -1.

@@ -92,7 +92,7 @@ def _first_join(mask: np.ndarray) -> int:
     """When the growing whole reaches the mask: each voxel in raster order joins the next one along z, y and x."""
     if mask[0, 0, 0]:
         return -1
-    parts = (mask[1:], mask[0, 1:], mask[0, 0, 1:])  # a voxel is reached along the first axis that it has a neighbour on
+    parts = mask[1:], mask[0, 1:], mask[0, 0, 1:]  # by the first axis along which a voxel has one before it
     return min(3 * int(part.argmax()) + axis for axis, part in enumerate(parts) if part.any())
 
 
@@ -102,10 +102,12 @@ def matched_cavities(prediction: np.ndarray, label: np.ndarray) -> int:
     voxels = np.flatnonzero(sealed[labels])[::-1]
     _, first = np.unique(labels.ravel()[voxels], return_index=True)
     last = voxels[np.sort(first)]  # a voxel of each cavity of the union, later ones first
-    kept = []
-    for mask in (prediction, label):
-        outer, cavities = sealed_voids(mask)
-        _, first = np.unique(outer.ravel()[last], return_index=True)
-        first = first[cavities[outer.ravel()[last[first]]]]
-        kept.append(first)
-    return int(np.intersect1d(*kept, assume_unique=True).size)
+    predicted, true = (_last_of_each(last, mask) for mask in (prediction, label))
+    return int(np.intersect1d(predicted, true, assume_unique=True).size)
+
+
+def _last_of_each(voxels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """In each cavity of the mask, the first of some flat voxels of its background."""
+    labels, sealed = sealed_voids(mask)
+    cavity, first = np.unique(labels.ravel()[voxels], return_index=True)
+    return voxels[first[sealed[cavity]]]

@@ -6,6 +6,7 @@ either mask, and the background of a mask is one group of it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ _DENSE = 1 << 21  # cells of a contingency table that is counted densely
 _SLAB_VOXELS = 1 << 21  # voxels counted at a time
 
 
-class Groups(NamedTuple):
+@dataclass(frozen=True)
+class Groups:
     """Component labels (z, y, x) of a mask, 0 for background, and how many components there are."""
 
     labels: np.ndarray
