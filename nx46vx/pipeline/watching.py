@@ -38,14 +38,15 @@ class TrainWatch:
 
     plan: Callable[[], FitPlan] | None = None
     reported: dict[str, int] = field(default_factory=dict)
+    told_in_flight: int = 0
     _until: int = 0
     _live: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def in_flight(self) -> int:
-        """Candidates of which trials report, and that are not where this epoch ends."""
-        return len(self._live)
+        """Trials under way: as the executor told when one ended, or as many as have reported unfinished candidates."""
+        return max(len(self._live), self.told_in_flight)
 
     def begin(
         self, plan: Callable[[], FitPlan], finished: Mapping[str, Mapping[str, Any]], pending: Sequence[LaneRequest],
@@ -53,7 +54,7 @@ class TrainWatch:
     ) -> None:  # fmt: skip
         """Start from what the store says: complete records, and where the others stand; the epoch ends at ``until``."""
         with self._lock:
-            self._until, self._live = until, set()
+            self._until, self._live, self.told_in_flight = until, set(), 0
             for candidate_id, record in finished.items():
                 self.reported[candidate_id] = int(record["iter"])
             for request in pending:
