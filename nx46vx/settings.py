@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nx46vx.errors import UsageError, from_os_error
 
 ENV_PREFIX = "NX46VX_"
-MAX_YAML_BYTES, MAX_YAML_DEPTH = 128 << 10, 16
+MAX_YAML_BYTES, MAX_YAML_DEPTH = 64 << 10, 16
 _UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 GRID_L1 = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 GRID_L2 = (1e-4, 1e-3, 1e-2)
@@ -310,7 +310,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UsageError("the configuration is no text", where=path, fix="pass a YAML file") from error
     except _UNREADABLE as error:
-        raise UsageError("the configuration is not valid YAML", where=path, found=error, fix="mend it there") from error
+        raise UsageError(
+            "the configuration is not valid YAML", where=path, found=" ".join(str(error).split()), fix="mend it there"
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
