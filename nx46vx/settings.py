@@ -308,7 +308,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(raw.decode(), Loader=_StrictLoader)
     except UnicodeDecodeError as error:
-        raise UsageError("the configuration is no text", where=path, fix="pass a YAML file") from error
+        raise UsageError("the configuration is no text", where=path, found=error, fix="pass a YAML file") from error
     except _UNREADABLE as error:
         raise UsageError(
             "the configuration is not valid YAML", where=path, found=" ".join(str(error).split()), fix="mend it there"

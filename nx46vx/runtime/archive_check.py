@@ -178,7 +178,8 @@ def _check_places(members: Sequence[zipfile.ZipInfo], path: Path, end: int) -> N
     for member in sorted(members, key=lambda member: member.header_offset, reverse=True):
         least = member.header_offset + _LOCAL_HEADER + len(member.orig_filename) + member.compress_size
         if member.header_offset < 0 or least > end:
-            raise _refused(path, member, f"it shares bytes with what follows: it ends at {least}, the next begins at {end}")
+            why = f"it shares bytes with what follows: it ends at {least}, the next begins at {end}"
+            raise _refused(path, member, why)
         end = member.header_offset
 
 
