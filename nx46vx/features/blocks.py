@@ -13,6 +13,8 @@ from nx46vx.features.reference import VolumeReference
 from nx46vx.features.smoothing import Window, grown
 from nx46vx.features.spread import spread
 
+#: Planes that a slab should have at least: each slab computes a few more than it has.
+_THICK = 16
 _STENCIL = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
 
 #: Takes a plane's number in its block, the features before it, its own, and those after it (see ``BlockFeatures``).
@@ -20,9 +22,21 @@ OnPlane = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
 
 
 def block_windows(shape: Sequence[int], block: int) -> Iterator[Window]:
-    """Boxes of at most ``block`` voxels' edge that cover a volume once, in (z, y, x) order."""
-    axes = [[slice(start, min(start + block, length)) for start in range(0, length, block)] for length in shape]
-    yield from itertools.product(*axes)
+    """Boxes of at most ``block`` cubed voxels that cover a volume once, in (z, y, x) order.
+
+    Slabs of whole planes, which have the fewest neighbours, where they are thick enough; else cubes.
+    """
+    z, y, x = ([slice(a, b) for a, b in itertools.pairwise(cuts)] for cuts in _cuts(shape, block))
+    yield from itertools.product(z, y, x)
+
+
+def _cuts(shape: Sequence[int], block: int) -> list[list[int]]:
+    """Where the blocks' borders lie on each axis."""
+    depth = block**3 // (shape[1] * shape[2])
+    if depth < min(_THICK, shape[0]):
+        return [[*range(0, length, block), length] for length in shape]
+    pieces = -(-shape[0] // depth)
+    return [[shape[0] * piece // pieces for piece in range(pieces + 1)], [0, shape[1]], [0, shape[2]]]
 
 
 def each_plane(
@@ -65,7 +79,7 @@ def iter_blocks(
         volume: ``(z, y, x)`` uint8; only one block and its halo are read at a time.
         reference: measured on the whole volume.
         names: features wanted, in order.
-        block: edge of the blocks, voxels.
+        block: edge of the cube that no block is larger than, voxels.
         gradients: whether ``g`` is wanted; without it ``g`` has no rows.
         where: blocks without any of these voxels are skipped; ``(z, y, x)`` bool, or flat indices.
         threads: share the work; they change no value, nor does ``how``.
@@ -105,7 +119,7 @@ def sample_features(
         reference: measured on the whole volume.
         names: features wanted, in order.
         index: flat voxel indices, any order, ``(n,)``.
-        block: edge of the blocks the volume is processed in; changes no value.
+        block: edge of the cube that no block is larger than, voxels; changes no value.
         threads: share the work; they change no value, nor does ``how``.
 
     Returns:
@@ -116,7 +130,7 @@ def sample_features(
     z, y, x = np.unravel_index(index, volume.shape)
     member = _block_of((z, y, x), volume.shape, block)
     order = np.argsort(member, kind="stable")
-    bounds = np.searchsorted(member[order], np.arange(_block_count(volume.shape, block) + 1))
+    bounds = np.searchsorted(member[order], np.arange(member.max(initial=0) + 2))
     for first, last in itertools.pairwise(bounds):
         here = order[first:last]
         if len(here) == 0:
@@ -183,20 +197,18 @@ def _take(
     out[:count, rows], out[count:, rows] = here[:, y + 1, x + 1], how.slopes(before, here, after)[:, y, x]
 
 
-def _block_count(shape: Sequence[int], block: int) -> int:
-    return int(np.prod([-(-n // block) for n in shape]))
-
-
 def _block_of(points: tuple[np.ndarray, ...], shape: Sequence[int], block: int) -> np.ndarray:
     """Number of the block each voxel lies in, in the order of ``block_windows``."""
-    z, y, x = points
-    _, ny, nx = (-(-n // block) for n in shape)
-    return ((z // block) * ny + y // block) * nx + x // block
+    member = np.zeros(len(points[0]), np.int64)
+    for places, cuts in zip(points, _cuts(shape, block), strict=True):
+        member = member * (len(cuts) - 1) + np.searchsorted(cuts, places, side="right") - 1
+    return member
 
 
 def _wanted_blocks(where: np.ndarray, shape: Sequence[int], block: int) -> np.ndarray:
+    windows = list(block_windows(shape, block))
     if where.dtype == np.bool_:
-        return np.array([bool(where[window].any()) for window in block_windows(shape, block)])
-    wanted = np.zeros(_block_count(shape, block), bool)
+        return np.array([bool(where[window].any()) for window in windows])
+    wanted = np.zeros(len(windows), bool)
     wanted[_block_of(np.unravel_index(where, tuple(shape)), shape, block)] = True
     return wanted

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 
 from nx46vx.features.backend import Backend, backend
 from nx46vx.features.blocks import block_windows, each_plane
 from nx46vx.features.reference import measure_reference
-from nx46vx.features.smoothing import Window
 from nx46vx.features.spread import usable_cpus
 from nx46vx.model.ensemble import Ensemble
 from nx46vx.model.metrics import sigmoid
 from nx46vx.model.neuron import fold
-
-#: Planes that a block should have at least: each block computes a few more than it has.
-_THICK = 16
 
 
 def probability_volume(
@@ -47,7 +42,7 @@ def probability_volume(
     reference = measure_reference(volume, threads=threads, how=how)
     terms, constant = quadratic_terms(ensemble, names)
     probability = np.empty(volume.shape, np.float32)
-    windows = list(_windows(volume.shape, block))
+    windows = list(block_windows(volume.shape, block))
     for number, window in enumerate(windows, start=1):
         features = how.block(volume, window, reference, names, threads=threads)
         fill = partial(_fill, probability[window], how, terms, constant)
@@ -90,13 +85,3 @@ def _fill(
 ) -> None:  # fmt: skip
     logit = how.quadratic(before, here, after, terms, constant)
     probability[number] = sigmoid(logit.astype(np.float64))
-
-
-def _windows(shape: tuple[int, ...], block: int) -> list[Window]:
-    """Slabs of whole planes, which have the fewest neighbours, as long as they can be thick; else cubes."""
-    depth = block**3 // (shape[1] * shape[2])
-    if depth < min(_THICK, shape[0]):
-        return list(block_windows(shape, block))
-    pieces = -(-shape[0] // depth)
-    bounds = [shape[0] * piece // pieces for piece in range(pieces + 1)]
-    return [(slice(start, stop), slice(0, shape[1]), slice(0, shape[2])) for start, stop in pairwise(bounds)]
