@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from nx46vx.errors import EnvironmentFault, from_os_error
 from nx46vx.features.build import build_case, entry_path
 from nx46vx.features.entry import CaseSamples, entry_problem, open_entry, verify_entry
+from nx46vx.features.reading import ReadAhead
 from nx46vx.features.request import Role, SampleRequest
+from nx46vx.features.spread import usable_cpus
 from nx46vx.runtime.sink import EventSink
 
 _SPARE_BYTES = 16 << 20  # left free beside the estimate
@@ -72,19 +75,26 @@ class FeatureCache:
         """
         missing = self._missing(requests)
         self._prepare(list(missing.values()))
-        done = executor.map(build_case, [self.root] * len(missing), missing.values()) if missing else iter(())
+        ahead = ReadAhead(list(missing.values()))
+        # Where there are fewer cases than processors, each case gets some.
+        build = partial(build_case, threads=max(1, usable_cpus() // max(1, len(missing))), read=ahead)
+        done = executor.map(build, [self.root] * len(missing), missing.values()) if missing else iter(())
         ready = {request.key for request in requests} - missing.keys()
         pending = iter(done)
         samples: list[CaseSamples] = []
-        for place, request in enumerate(requests):
-            while request.key not in ready:
-                ready.add(next(pending))
-            samples.append(self.open(request.key, role=request.role))
-            self._sink.emit(
-                "PROGRESS_UPDATE", stage="features", file=request.case.case_id, index=place + 1, total=len(requests)
-            )
-            if on_done is not None:
-                on_done(samples[-1])
+        try:
+            for place, request in enumerate(requests):
+                while request.key not in ready:
+                    ready.add(next(pending))
+                samples.append(self.open(request.key, role=request.role))
+                self._sink.emit(
+                    "PROGRESS_UPDATE", stage="features", file=request.case.case_id, index=place + 1,
+                    total=len(requests),
+                )  # fmt: skip
+                if on_done is not None:
+                    on_done(samples[-1])
+        finally:
+            ahead.close()
         return samples
 
     def _missing(self, requests: Sequence[SampleRequest]) -> dict[str, SampleRequest]:

@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 
 from nx46vx.errors import IntegrityError, from_os_error
+from nx46vx.features.npy import Layout, map_array, read_layout
 from nx46vx.runtime.atomic import fsync_folder
 from nx46vx.runtime.digest import digest_file, digest_json
 
@@ -50,7 +51,7 @@ class CaseSamples:
 def entry_problem(path: Path) -> str | None:
     """What is wrong with an entry, judged by its manifest, sizes and headers; None if nothing. Reads no payload."""
     try:
-        _map(path)
+        _examine(path)
     except OSError as error:
         return f"{Path(error.filename or path).name}: {error.strerror}"
     except (KeyError, TypeError, ValueError, EOFError) as error:
@@ -65,7 +66,8 @@ def open_entry(path: Path, role: str) -> CaseSamples:
         IntegrityError: the entry is not there, or is damaged.
     """
     try:
-        manifest, arrays = _map(path)
+        manifest, layouts = _examine(path)
+        arrays = {name: map_array(path / f"{name}.npy", layout) for name, layout in layouts.items()}
     except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
         raise IntegrityError(
             "a feature cache entry is damaged or absent", where=path, found=error, fix="start again: it is rebuilt"
@@ -81,24 +83,27 @@ def open_entry(path: Path, role: str) -> CaseSamples:
     )
 
 
-def _map(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Manifest and mapped arrays; OSError, KeyError, TypeError or ValueError where something does not fit."""
+def _examine(path: Path) -> tuple[dict[str, Any], dict[str, Layout]]:
+    """Manifest and arrays' layouts; OSError, KeyError, TypeError or ValueError where something does not fit.
+
+    A few microseconds per file, whatever their size: only headers are read.
+    """
     manifest = orjson.loads((path / MANIFEST).read_bytes())
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise ValueError(f"{MANIFEST} has another schema")
     if manifest["digest"] != _payload_digest(manifest["files"]):
         raise ValueError(f"the digests in {MANIFEST} do not agree")
     _ = (str(manifest["case_id"]), *(int(count) for count in manifest["counts"]))
-    arrays: dict[str, np.ndarray] = {}
+    layouts: dict[str, Layout] = {}
     for name in ARRAYS:
-        expected, found = manifest["files"][name]["bytes"], (path / f"{name}.npy").stat().st_size
-        if expected != found:
+        layouts[name], found = read_layout(path / f"{name}.npy")
+        expected = manifest["files"][name]["bytes"]
+        if not expected == found == layouts[name].file_bytes:
             raise ValueError(f"{name}.npy has {found} bytes instead of {expected}")
-        arrays[name] = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    samples = arrays["features"].shape[-1]
-    if any(arrays[name].shape != (samples,) for name in ARRAYS[1:]):
+    samples = layouts["features"].shape[-1]
+    if any(layouts[name].shape != (samples,) for name in ARRAYS[1:]):
         raise ValueError("the arrays' shapes do not agree")
-    return manifest, arrays
+    return manifest, layouts
 
 
 def verify_entry(path: Path) -> None:
@@ -108,7 +113,7 @@ def verify_entry(path: Path) -> None:
         IntegrityError: names the file that is not what was written.
     """
     try:
-        files = _map(path)[0]["files"]
+        files = _examine(path)[0]["files"]
     except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
         raise IntegrityError("a feature cache entry is damaged or absent", where=path, found=error) from error
     for name in ARRAYS:
