@@ -10,7 +10,7 @@ import orjson
 import typer
 
 from nx46vx import __version__
-from nx46vx.cli import inspect
+from nx46vx.cli import cache, inspect
 from nx46vx.errors import UsageError
 from nx46vx.settings import Settings, SyntheticSettings, load_settings, parse_scalar
 
@@ -118,6 +118,7 @@ app.command()(inspect.events)
 checkpoint = typer.Typer(help="Checkpoints of a run.", no_args_is_help=True, rich_markup_mode=None)
 checkpoint.command("export")(inspect.export)
 app.add_typer(checkpoint, name="checkpoint")
+app.add_typer(cache.app, name="cache")
 
 
 def _settle(config: Path | None, data: Path | None, out: Path | None, pairs: list[str] | None) -> tuple[Settings, Path]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from nx46vx.errors import EnvironmentFault, from_os_error
 from nx46vx.features.build import build_case, entry_path
-from nx46vx.features.entry import CaseSamples, entry_problem, open_entry, verify_entry
+from nx46vx.features.entry import CaseSamples, entry_problem, open_entry, read_facts, verify_entry
 from nx46vx.features.reading import ReadAhead
 from nx46vx.features.request import Role, SampleRequest
 from nx46vx.features.spread import usable_cpus
@@ -37,7 +37,11 @@ class FeatureCache:
 
     def has(self, key: str) -> bool:
         """Whether the entry is there, complete by its manifest and sizes."""
-        return entry_problem(self.path(key)) is None
+        return self.problem(key) is None
+
+    def problem(self, key: str) -> str | None:
+        """What is wrong with an entry, in a few words; None if nothing is."""
+        return entry_problem(self.path(key))
 
     def open(self, key: str, *, role: str = "") -> CaseSamples:
         """Map one entry.
@@ -46,6 +50,18 @@ class FeatureCache:
             IntegrityError: it is absent or damaged.
         """
         return open_entry(self.path(key), role)
+
+    def facts(self, key: str) -> dict[str, Any]:
+        """What decided an entry's samples (see ``SampleRequest.facts``).
+
+        Raises:
+            IntegrityError: it is absent or damaged.
+        """
+        return read_facts(self.path(key))
+
+    def entry_keys(self) -> list[str]:
+        """The keys of all entries there are, sorted; whether they are sound is another question."""
+        return sorted(path.name for path in (self.root / "entries").glob("??/*") if not path.name.startswith("."))
 
     def verify(self, key: str) -> None:
         """Read one entry's payload again and compare it with its digests.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,9 @@ def open_entry(path: Path, role: str) -> CaseSamples:
     Raises:
         IntegrityError: the entry is not there, or is damaged.
     """
-    try:
+    with _damage(path):
         manifest, layouts = _examine(path)
         arrays = {name: map_array(path / f"{name}.npy", layout) for name, layout in layouts.items()}
-    except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
-        raise IntegrityError(
-            "a feature cache entry is damaged or absent", where=path, found=error, fix="start again: it is rebuilt"
-        ) from error
     zeros, ones = manifest["counts"]
     return CaseSamples(
         case_id=str(manifest["case_id"]),
@@ -81,6 +78,27 @@ def open_entry(path: Path, role: str) -> CaseSamples:
         path=path,
         **arrays,
     )
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What an entry's manifest says its samples were made from.
+
+    Raises:
+        IntegrityError: the entry is not there, or is damaged.
+    """
+    with _damage(path):
+        return dict(_examine(path)[0]["facts"])
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever is wrong with an entry, said in one way."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
+        raise IntegrityError(
+            "a feature cache entry is damaged or absent", where=path, found=error, fix="start again: it is rebuilt"
+        ) from error
 
 
 def _examine(path: Path) -> tuple[dict[str, Any], dict[str, Layout]]:
@@ -112,10 +130,8 @@ def verify_entry(path: Path) -> None:
     Raises:
         IntegrityError: names the file that is not what was written.
     """
-    try:
+    with _damage(path):
         files = _examine(path)[0]["files"]
-    except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
-        raise IntegrityError("a feature cache entry is damaged or absent", where=path, found=error) from error
     for name in ARRAYS:
         file = path / f"{name}.npy"
         found = digest_file(file)
