@@ -8,7 +8,7 @@ import numpy as np
 
 from nx46vx.errors import DataError
 from nx46vx.features.blocks import sample_features
-from nx46vx.features.entry import entry_problem, write_entry
+from nx46vx.features.entry import Store, entry_problem, write_entry
 from nx46vx.features.lock import held
 from nx46vx.features.pool import feature_names
 from nx46vx.features.reading import Reader, read_case
@@ -21,11 +21,13 @@ def entry_path(root: Path, key: str) -> Path:
     return root / "entries" / key[:2] / key
 
 
-def build_case(root: Path, request: SampleRequest, *, threads: int = 1, read: Reader = read_case) -> str:
+def build_case(
+    root: Path, request: SampleRequest, *, threads: int = 1, read: Reader = read_case, store: Store = "npy"
+) -> str:
     """Make the entry of a request unless it is there by now, and return its key.
 
     Whoever comes while another process builds the same entry waits for it and builds nothing. ``threads`` share the
-    computation; ``read`` gives the volumes.
+    computation; ``read`` gives the volumes; ``store`` says how the features are kept.
 
     Raises:
         DataError: the volumes cannot be read, or hold nothing to draw samples from.
@@ -35,7 +37,7 @@ def build_case(root: Path, request: SampleRequest, *, threads: int = 1, read: Re
     with held(root / "locks" / f"{request.key}.lock"):
         if entry_problem(path) is not None:
             arrays, counts = draw_samples(request, threads=threads, read=read)
-            write_entry(path, arrays, case_id=request.case.case_id, counts=counts, facts=request.facts)
+            write_entry(path, arrays, case_id=request.case.case_id, counts=counts, facts=request.facts, store=store)
     return request.key
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from nx46vx.errors import EnvironmentFault, from_os_error
 from nx46vx.features.build import build_case, entry_path
-from nx46vx.features.entry import CaseSamples, entry_problem, open_entry, read_facts, verify_entry
+from nx46vx.features.entry import CaseSamples, Store, entry_problem, open_entry, read_facts, verify_entry
 from nx46vx.features.reading import ReadAhead
 from nx46vx.features.request import Role, SampleRequest
 from nx46vx.features.spread import usable_cpus
@@ -27,10 +27,13 @@ class Executor(Protocol):
 
 
 class FeatureCache:
-    """Entries below ``root``; any number of processes and runs may use one cache at the same time."""
+    """Entries below ``root``; any number of processes and runs may use one cache at the same time.
 
-    def __init__(self, root: Path, *, sink: EventSink) -> None:
-        self.root, self._sink = Path(root), sink
+    ``store`` says how new entries keep their features: mapped as they are, or compressed in chunks.
+    """
+
+    def __init__(self, root: Path, *, sink: EventSink, store: Store = "npy") -> None:
+        self.root, self._sink, self._store = Path(root), sink, store
 
     def path(self, key: str) -> Path:
         return entry_path(self.root, key)
@@ -93,7 +96,9 @@ class FeatureCache:
         self._prepare(list(missing.values()))
         ahead = ReadAhead(list(missing.values()))
         # Where there are fewer cases than processors, each case gets some.
-        build = partial(build_case, threads=max(1, usable_cpus() // max(1, len(missing))), read=ahead)
+        build = partial(
+            build_case, threads=max(1, usable_cpus() // max(1, len(missing))), read=ahead, store=self._store
+        )
         done = executor.map(build, [self.root] * len(missing), missing.values()) if missing else iter(())
         ready = {request.key for request in requests} - missing.keys()
         pending = iter(done)

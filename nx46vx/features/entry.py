@@ -1,7 +1,8 @@
 """One cache entry on disk: the arrays of one case's samples, complete or absent, mapped read-only.
 
 An entry is a folder ``<key>`` with four ``.npy`` files and ``manifest.json`` (sizes and SHA-512 of each). It is written
-beside, made durable, and renamed into place.
+beside, made durable, and renamed into place. The features may be kept compressed instead (``features.zarr``, see
+``chunked``): the arrays and the entry's digest are the same.
 """
 
 from __future__ import annotations
@@ -9,23 +10,28 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
 
 from nx46vx.errors import IntegrityError, from_os_error
-from nx46vx.features.npy import Layout, map_array, read_layout
+from nx46vx.features.chunked import ChunkedArray, examine_chunked, write_chunked
+from nx46vx.features.npy import map_array, npy_digest, read_layout
 from nx46vx.runtime.atomic import fsync_folder
 from nx46vx.runtime.digest import digest_file, digest_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 ARRAYS = ("features", "y", "index", "group")
+CHUNKED = "features.zarr"
+
+Store = Literal["npy", "zarr"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class CaseSamples:
 
     case_id: str
     role: str
-    features: np.ndarray  #: (2M, n) float32: M features in pool order, then their spatial gradient magnitudes
+    #: (2M, n) float32: M features in pool order, then their spatial gradient magnitudes; a ``ChunkedArray`` where they
+    #: are kept compressed
+    features: np.ndarray
     y: np.ndarray  #: (n,) uint8
     index: np.ndarray  #: (n,) int64, flat voxel index
     group: np.ndarray  #: (n,) int32, spatial block
@@ -67,8 +75,8 @@ def open_entry(path: Path, role: str) -> CaseSamples:
         IntegrityError: the entry is not there, or is damaged.
     """
     with _damage(path):
-        manifest, layouts = _examine(path)
-        arrays = {name: map_array(path / f"{name}.npy", layout) for name, layout in layouts.items()}
+        manifest, openers = _examine(path)
+        arrays = {name: opener() for name, opener in openers.items()}
     zeros, ones = manifest["counts"]
     return CaseSamples(
         case_id=str(manifest["case_id"]),
@@ -101,10 +109,10 @@ def _damage(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _examine(path: Path) -> tuple[dict[str, Any], dict[str, Layout]]:
-    """Manifest and arrays' layouts; OSError, KeyError, TypeError or ValueError where something does not fit.
+def _examine(path: Path) -> tuple[dict[str, Any], dict[str, Callable[[], Any]]]:
+    """Manifest, and what opens each array; OSError, KeyError, TypeError or ValueError where something does not fit.
 
-    A few microseconds per file, whatever their size: only headers are read.
+    Some microseconds per file, whatever their size: only headers are read.
     """
     manifest = orjson.loads((path / MANIFEST).read_bytes())
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
@@ -112,16 +120,23 @@ def _examine(path: Path) -> tuple[dict[str, Any], dict[str, Layout]]:
     if manifest["digest"] != _payload_digest(manifest["files"]):
         raise ValueError(f"the digests in {MANIFEST} do not agree")
     _ = (str(manifest["case_id"]), *(int(count) for count in manifest["counts"]))
-    layouts: dict[str, Layout] = {}
+    openers: dict[str, Callable[[], Any]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name in ARRAYS:
-        layouts[name], found = read_layout(path / f"{name}.npy")
-        expected = manifest["files"][name]["bytes"]
-        if not expected == found == layouts[name].file_bytes:
-            raise ValueError(f"{name}.npy has {found} bytes instead of {expected}")
-    samples = layouts["features"].shape[-1]
-    if any(layouts[name].shape != (samples,) for name in ARRAYS[1:]):
+        stored = manifest["files"][name]
+        if "parts" in stored:
+            folder = path / CHUNKED
+            shape, dtype = examine_chunked(folder, {part: told["bytes"] for part, told in stored["parts"].items()})
+            shapes[name], openers[name] = shape, partial(ChunkedArray, folder, shape, dtype)
+            continue
+        file = path / f"{name}.npy"
+        layout, found = read_layout(file)
+        if not stored["bytes"] == found == layout.file_bytes:
+            raise ValueError(f"{name}.npy has {found} bytes instead of {stored['bytes']}")
+        shapes[name], openers[name] = layout.shape, partial(map_array, file, layout)
+    if any(shapes[name] != shapes["features"][1:] for name in ARRAYS[1:]):
         raise ValueError("the arrays' shapes do not agree")
-    return manifest, layouts
+    return manifest, openers
 
 
 def verify_entry(path: Path) -> None:
@@ -132,28 +147,38 @@ def verify_entry(path: Path) -> None:
     """
     with _damage(path):
         files = _examine(path)[0]["files"]
-    for name in ARRAYS:
-        file = path / f"{name}.npy"
+    expected = {path / f"{name}.npy": files[name]["sha512"] for name in ARRAYS if "parts" not in files[name]}
+    for part, told in files["features"].get("parts", {}).items():
+        expected[path / CHUNKED / part] = told["sha512"]
+    for file, digest in expected.items():
         found = digest_file(file)
-        if found != files[name]["sha512"]:
+        if found != digest:
             raise IntegrityError(
                 "a feature cache file is not what was written",
                 where=file,
-                found=f"SHA-512 {found[:16]}... instead of {files[name]['sha512'][:16]}...",
+                found=f"SHA-512 {found[:16]}... instead of {digest[:16]}...",
                 fix=f"delete {path}: it is rebuilt at the next start",
             )
 
 
 def write_entry(
-    path: Path, arrays: Mapping[str, np.ndarray], *, case_id: str, counts: tuple[int, int], facts: Mapping[str, Any]
-) -> None:
-    """Write an entry whole or not at all; an older one in its place is replaced. The caller holds the key's lock."""
+    path: Path, arrays: Mapping[str, np.ndarray], *, case_id: str, counts: tuple[int, int], facts: Mapping[str, Any],
+    store: Store = "npy",
+) -> None:  # fmt: skip
+    """Write an entry whole or not at all; an older one in its place is replaced. The caller holds the key's lock.
+
+    Raises:
+        EnvironmentFault: it cannot be written, or ``store`` needs what is not installed.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         remove_leftovers(path)
         temporary.mkdir(parents=True)
         files: dict[str, dict[str, Any]] = {}
         for name in ARRAYS:
+            if name == "features" and store == "zarr":
+                files[name] = _write_chunked(temporary / CHUNKED, np.ascontiguousarray(arrays[name]))
+                continue
             file = temporary / f"{name}.npy"
             with open(file, "xb") as handle:
                 np.save(handle, np.ascontiguousarray(arrays[name]), allow_pickle=False)
@@ -182,6 +207,16 @@ def write_entry(
         raise from_os_error(error, "writing the feature cache", path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_chunked(folder: Path, array: np.ndarray) -> dict[str, Any]:
+    """Write an array compressed; what the manifest says of it: as a plain file, and of each file there is."""
+    parts = {
+        name: {"bytes": (folder / name).stat().st_size, "sha512": digest_file(folder / name)}
+        for name in write_chunked(folder, array)
+    }
+    size, digest = npy_digest(array)
+    return {"bytes": size, "sha512": digest, "parts": parts}
 
 
 def remove_leftovers(path: Path) -> None:

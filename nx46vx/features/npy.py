@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import math
 import os
@@ -50,6 +51,15 @@ def read_layout(path: Path) -> tuple[Layout, int]:
 def map_array(path: Path, layout: Layout) -> np.memmap:
     """The array, mapped read-only."""
     return np.memmap(path, dtype=layout.dtype, mode="r", offset=layout.offset, shape=layout.shape)
+
+
+def npy_digest(array: np.ndarray) -> tuple[int, str]:
+    """Size and SHA-512 (hex) of the file that ``np.save`` would write of an array in C order."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+    state = hashlib.sha512(head.getvalue())
+    state.update(array.data.cast("B"))
+    return len(head.getvalue()) + array.nbytes, state.hexdigest()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -150,6 +150,20 @@ def test_a_volume_that_cannot_be_read_ahead_fails_the_case_it_belongs_to(cases: 
     ahead.close()
 
 
+def test_compressed_entries_hold_the_same_and_are_found_by_who_wants_them_mapped(
+    cases: list[Case], cache: FeatureCache, tmp_path: Path, sink: MemorySink
+) -> None:
+    pytest.importorskip("zarr")
+    packed = FeatureCache(tmp_path / "packed", sink=sink, store="zarr").build(requests_of(cases), executor=Serial())
+    plain = cache.build(requests_of(cases), executor=Serial())
+    for one, other in zip(packed, plain, strict=True):
+        assert one.digest == other.digest
+        assert np.array_equal(np.asarray(one.features), other.features)
+    executor = Serial()
+    FeatureCache(tmp_path / "packed", sink=sink).build(requests_of(cases), executor=executor)
+    assert executor.calls == 0, "the store says how entries are kept, not what they are"
+
+
 def test_progress_is_told_per_case(cases: list[Case], cache: FeatureCache, sink: MemorySink) -> None:
     cache.build(requests_of(cases), executor=Serial())
     told = [(e["stage"], e["file"], e["index"], e["total"]) for e in sink.named("PROGRESS_UPDATE")]
