@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +158,11 @@ def _warm_start(sizes: Sizes) -> dict[str, Any]:
             _write(cache, request, SAMPLES if number == 0 else 16)
         with ThreadPoolExecutor(1) as executor:
             seconds = [_timed(lambda: cache.build(requests, executor=executor))[0] for _ in range(sizes.repetitions)]
-        opened = {
-            name: min(_timed(lambda request=request: cache.open(request.key))[0] for _ in range(50))
-            for name, request in (("large", requests[0]), ("small", requests[1]))
-        }
+        large, small = (min(_timed(partial(cache.open, one.key))[0] for _ in range(50)) for one in requests[:2])
     return {
         "warm_start_cases": sizes.cases,
         "warm_start_s": seconds,
-        "open_large_over_small": opened["large"] / opened["small"],
+        "open_large_over_small": large / small,
     }
 
 
