@@ -40,7 +40,7 @@ class CompiledFields:
         self._margins: dict[Field, int] = {}
         rhos = sorted({field.scale for field in wanted if field.kind == "tensor"})
         logs = {field.scale for field in wanted if field.kind == "log"}
-        margins = {field.scale: REACH for field in wanted if field.kind == "gauss"}
+        margins = {field.scale: REACH for field in wanted if field.kind != "tensor"}
         if rhos:
             margins[TENSOR_GRADIENT] = max(radius(rhos[-1]) + 1, REACH)
         reach = max(margin + radius(sigma) for sigma, margin in margins.items())

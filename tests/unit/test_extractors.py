@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.ndimage as ndi
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nx46vx.errors import UsageError
 from nx46vx.features import backend as backend_module
@@ -157,6 +159,34 @@ def test_compiled_code_and_arrays_agree_bit_for_bit(shape: tuple[int, int, int])
     ]
     for one, other in zip(*found, strict=True):
         assert np.array_equal(one, other)
+
+
+def test_each_feature_is_the_same_when_it_is_the_only_one() -> None:
+    volume = np.random.default_rng(4).integers(1, 255, (6, 9, 33)).astype(np.uint8)
+    reference = measure_reference(volume)
+    x, g = whole(volume, reference, Arrays())
+    for row, name in enumerate(NAMES):
+        ((_, some, slopes),) = iter_blocks(volume, reference, [name], block=64, how=backend())
+        assert np.array_equal(some[0], x[row]), name
+        assert np.array_equal(slopes[0], g[row]), name
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 60)),
+    st.lists(st.sampled_from(NAMES), min_size=1, max_size=5, unique=True),
+    st.integers(4, 40), st.integers(1, 3), st.integers(0, 2**31),
+)  # fmt: skip
+def test_any_features_of_any_volume_have_one_value(
+    shape: tuple[int, int, int], names: list[str], block: int, threads: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    volume = ndi.uniform_filter(rng.integers(0, 255, shape).astype(np.uint8), 2)
+    reference = VolumeReference(90.0, 40.0, (0.48, -0.6, 0.64), *rng.choice([-1, 1], 2).tolist())
+    ((_, x, g),) = iter_blocks(volume, reference, names, block=60, how=Arrays())
+    for window, some, slopes in iter_blocks(volume, reference, names, block=block, threads=threads, how=backend()):
+        assert np.array_equal(some, x[(slice(None), *window)])
+        assert np.array_equal(slopes, g[(slice(None), *window)])
 
 
 @pytest.mark.parametrize("sigma", [1, 2, 4])
@@ -362,11 +392,11 @@ def test_large_volumes_are_measured_through_windows() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 7])
-def test_constant_volumes_give_finite_features(value: int) -> None:
-    volume = np.full((9, 8, 7), value, np.uint8)
-    reference = measure_reference(volume)
+def test_constant_volumes_give_finite_features(value: int, how: Backend) -> None:
+    volume = np.full((9, 8, 27), value, np.uint8)
+    reference = measure_reference(volume, how=how)
     assert (reference.median, reference.scale) == (float(value), 1.0)
-    assert not compute_pool(standardise(volume, reference), reference, NAMES).any()
+    assert not any(part.any() for part in whole(volume, reference, how))
 
 
 def test_reference_grey_values_ignore_zero_and_are_exact() -> None:
