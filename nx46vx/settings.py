@@ -67,6 +67,7 @@ class FeatureSettings(_Section):
     block: int = Field(160, ge=32, le=1024, description="edge of the blocks a volume is processed in, in voxels")
     cache_dir: Path | None = Field(None, description="feature cache; empty: ~/.cache/nx46vx/features")
     workers: Auto | Annotated[int, Field(ge=1, le=256)] = Field("auto", description="cases computed at once")
+    store: Literal["npy", "zarr"] = Field("npy", description="how the cache keeps features: mapped, or compressed")
 
 
 class GridSettings(_Section):
@@ -208,6 +209,7 @@ EXECUTION_KEYS = (
     "features.cache_dir",
     "features.workers",
     "features.block",
+    "features.store",
     "data.dir",
 )
 

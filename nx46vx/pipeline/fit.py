@@ -49,7 +49,7 @@ def load_samples(session: Session, cases: Cases, mapper: Mapper) -> tuple[FitDat
     """Build or map the samples of every pair; training and validation data, hold-out samples, and their keys."""
     requests = cases.requests(session)
     covered: list[str] = []
-    cache = FeatureCache(session.cache_dir, sink=session.log)
+    cache = FeatureCache(session.cache_dir, sink=session.log, store=session.settings.features.store)
     built = {request.case.case_id for request in requests if not cache.has(request.key)}
 
     def done(samples: Samples) -> None:
