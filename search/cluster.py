@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ _ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",  # Ray listens on all interfaces
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor that asks for no GPU sees none
     "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard's only: each logger costs time per result
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard files only: each logger costs time per result
+    "TUNE_GLOBAL_CHECKPOINT_S": "300",  # nothing of ours is read back from Tune's state
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the run's own business
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -49,8 +50,11 @@ def prepare_environment(address: str | None) -> None:
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, gpus: int) -> Iterator[None]:
-    """Ray for the time of a search: a local one of its own, or a running cluster's at ``address``."""
+def ray_session(address: str | None, gpus: Sequence[str]) -> Iterator[None]:
+    """Ray for the time of a search: a local one of its own, or a running cluster's at ``address``.
+
+    ``gpus``: ids of the GPUs that a local one is to know, as ``CUDA_VISIBLE_DEVICES`` names them.
+    """
     import ray
 
     _sweep()
@@ -61,9 +65,9 @@ def ray_session(address: str | None, gpus: int) -> Iterator[None]:
         if address is not None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="nx46vx")
         else:
-            with _own_process_groups():
+            with _own_process_groups(), _visible(gpus):
                 ray.init(
-                    num_cpus=usable_cpus(), num_gpus=gpus, include_dashboard=False, log_to_driver=False,
+                    num_cpus=usable_cpus(), num_gpus=len(gpus), include_dashboard=False, log_to_driver=False,
                     logging_level=logging.ERROR, namespace="nx46vx", _temp_dir=str(home),
                     object_store_memory=OBJECT_STORE_BYTES,
                 )  # fmt: skip
@@ -76,6 +80,21 @@ def ray_session(address: str | None, gpus: int) -> Iterator[None]:
         os.umask(umask)
         ray.shutdown()
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _visible(gpus: Sequence[str]) -> Iterator[None]:
+    """Ray's processes are started with these GPUs, in this order; this process keeps what it sees."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    try:
+        yield
+    finally:
+        if gpus:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+            if before is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 @contextlib.contextmanager

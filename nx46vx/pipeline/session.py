@@ -106,7 +106,7 @@ def open_session(
             governor = make_governor(settings, costs, log, stop)
             yield Session(
                 settings, paths, str(identity["run_id"]), lock.fence, log, stop,
-                choose_device(settings.resources.device).name, costs, governor,
+                choose_device(settings.resources.device, settings.resources.gpu_policy).label, costs, governor,
                 make_progress(settings, paths), retrain=bool(differing),
             )  # fmt: skip
         finally:
