@@ -47,6 +47,7 @@ class SourceSearcher(_NotSaved, Searcher):
         super().__init__(metric="objective", mode="min")
         self._source, self._job, self._tally = source, job, tally
         self._live: dict[str, Candidate] = {}
+        self._handed_back: set[Candidate] = set()
         self.failure: NX46Error | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -70,6 +71,11 @@ class SourceSearcher(_NotSaved, Searcher):
         fields = {name: (result or {}).get(f"failure/{name}") for name in ("kind", "what", "where", "found", "fix")}
         if fields["what"] and self.failure is None:
             self.failure = failure_from(fields)
+        if error and candidate not in self._handed_back and not self._job.should_stop():
+            self._handed_back.add(candidate)  # Tune retries a trial itself unless its process died between two of them
+            self._job.sink.emit("TRIALS_RETRIED", attempt=0, failed=1)
+            self._source.hand_back(candidate)
+            return
         if error or not result or int(result.get("iter", 0)) < self._job.until:
             self._source.give_up(candidate)
             return
@@ -134,7 +140,7 @@ class TuneExecutor:
     def _search(self, job: SearchJob, engines: Engines, tally: Tally) -> None:
         for attempt in range(RETRIES + 1):
             self.results = _tune(job, engines, attempt, tally)
-            if not self.results.errors or job.should_stop():
+            if not (self.results.errors and job.source.incomplete) or job.should_stop():
                 return
             if attempt == RETRIES:
                 raise NX46Error(

@@ -26,14 +26,14 @@ def grid_of_the_product() -> tuple[Grid, GridSettings]:
     return Grid.from_settings(settings), settings
 
 
-def learnable_data(samples: int, validation: int, *, pool: int = POOL) -> FitData:
+def learnable_data(samples: int, validation: int, *, pool: int = POOL, seed: int = 0) -> FitData:
     """Training and validation samples whose labels follow from features, gradients, a square, and noise."""
     names = tuple(f"random{index:02d}" for index in range(pool))
     weights = np.random.default_rng(46).standard_normal(2 * pool).astype(np.float32)
     cases = []
-    for seed, size in enumerate((samples, validation)):
-        case = random_samples(size, pool, seed)
-        noise = np.random.default_rng([seed, 46]).standard_normal(size, dtype=np.float32)
+    for number, size in enumerate((samples, validation), start=2 * seed):
+        case = random_samples(size, pool, number)
+        noise = np.random.default_rng([number, 46]).standard_normal(size, dtype=np.float32)
         score = weights @ case.features + 0.5 * (case.features[0] ** 2 - 1) + 2 * noise
         y = (score > 0).astype(np.uint8)
         positives = int(y.sum())

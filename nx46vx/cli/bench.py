@@ -34,6 +34,26 @@ def engine(quick: Quick = False, json: Json = False) -> None:
     _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json)
 
 
+@bench.command()
+def peers(quick: Quick = False, json: Json = False) -> None:
+    """A candidate's 120 iterations against scikit-learn's SAGA and skglm's ProxNewton, to the same objective."""
+    from nx46vx.bench import peers as module
+
+    _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json)
+
+
+@bench.command()
+def grid(
+    quick: Quick = False, json: Json = False, folder: Where = None,
+    full: Annotated[bool, typer.Option("--full", help="25.2 million samples; takes minutes and 5 GB of disk.")] = False,
+) -> None:  # fmt: skip
+    """The whole search through Ray Tune: wall time, overhead, memory; and others' wall time for the same grid."""
+    from nx46vx.bench import grid as module
+
+    sizes = module.FULL if full else module.QUICK if quick else module.Sizes()
+    _show(module.measure(sizes, folder), quick, json, folder)
+
+
 def _show(outcome: Outcome, quick: bool, as_json: bool, folder: Path | None = None) -> None:
     import tempfile
 

@@ -28,6 +28,9 @@ _LIVE: weakref.WeakSet[EventLog] = weakref.WeakSet()
 #: Most lines of one write.
 _GROUP = 64
 
+#: Segments waiting to be packed whose lines stay in memory; those of later ones are read back and followed instead.
+_LINES_OF = 2
+
 
 class EventLog:
     """An :class:`~nx46vx.runtime.sink.EventSink` that writes ``folder/<writer>/<segment>.jsonl``.
@@ -208,6 +211,8 @@ class EventLog:
         with self._sync_lock, self._lock:
             closed = self._tail.rotate()
         if closed is not None:
+            if self._to_pack.qsize() >= _LINES_OF:
+                closed.lines.clear()
             self._to_pack.put(closed)
             if self._thread is None:
                 self._pack_closed()

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
-from nx46vx.errors import IntegrityError
 from nx46vx.model.blocks import LaneRequest, start_request
-from nx46vx.model.candidates import Candidate, Grid
+from nx46vx.model.candidates import TILE, Candidate, Grid
 from nx46vx.model.neuron import NeuronSpec
 from nx46vx.model.samples import FitData
 from nx46vx.model.solver import Method
 from nx46vx.paths import RunPaths
 from nx46vx.runtime.digest import digest_json
+from nx46vx.runtime.record import read_record, understood, unusable
 from nx46vx.runtime.sink import EventSink
 
 
@@ -71,11 +73,27 @@ class FitPlan:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FitPlan:
-        fields = {name: value[name] for name in cls.__dataclass_fields__}
-        for name in ("pool", "train_keys", "validation_keys", "l1", "l2"):
-            fields[name] = tuple(fields[name])
-        fields["neurons"] = tuple(NeuronSpec.from_json(spec) for spec in value["neurons"])
-        return cls(**fields)
+        """Strictly: every value is of its type and possible.
+
+        Raises:
+            ValueError: what is not.
+        """
+        plan = _schema().validate_json(orjson.dumps(value), strict=True)
+        told = [spec.get("digest") for spec in value["neurons"]]
+        for number, spec in enumerate(plan.neurons):
+            if spec.meta_neuron != number or spec.digest != told[number]:
+                raise ValueError(f"meta-neuron {number} does not match its own digest")
+            if len(spec.shift) != 3 * len(spec.view) or len(spec.scale) != 3 * len(spec.view):
+                raise ValueError(f"meta-neuron {number} has {len(spec.view)} features and {len(spec.scale)} scales")
+        pairs = len(set(plan.l1)) * len(set(plan.l2))
+        if min(plan.max_iter, plan.block, pairs) < 1 or max(pairs, len(plan.l1) * len(plan.l2)) > TILE:
+            raise ValueError("max_iter, block, l1 or l2 is impossible")
+        return plan
+
+
+@cache
+def _schema() -> TypeAdapter[FitPlan]:
+    return TypeAdapter(FitPlan)
 
 
 def load_fit_plan(run: Path) -> FitPlan:
@@ -86,12 +104,11 @@ def load_fit_plan(run: Path) -> FitPlan:
     """
     path = RunPaths(run).plan
     try:
-        return FitPlan.from_json(orjson.loads(path.read_bytes())["fit"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            "the plan cannot be read", where=path, found=f"{type(error).__name__}: {error}",
-            fix="restore plan.json from a copy, or start a new run directory",
-        ) from error  # fmt: skip
+        plan = read_record(path)
+    except FileNotFoundError as error:
+        raise unusable(path, "there is none") from error
+    with understood(path):
+        return FitPlan.from_json(plan["fit"])
 
 
 def open_fit_data(plan: FitPlan, cache_root: Path, sink: EventSink) -> FitData:

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.pipeline.decisions import Decisions
+from nx46vx.pipeline.planshape import fit_of, load_plan
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.progress import PHASES, TrainCounts, global_value, open_ended_targets
 from nx46vx.runtime.sink import NullSink
@@ -47,11 +46,8 @@ def read_committed(session: Session, plan: FitPlan | None) -> Committed:
 
 def read_planned(session: Session) -> tuple[FitPlan | None, dict[str, float] | None]:
     """What ``plan.json`` holds: the fit, once it is frozen, and the estimate, if ``nx46vx plan`` made one."""
-    try:
-        value = orjson.loads(session.paths.plan.read_bytes())
-    except FileNotFoundError:
-        return None, None
-    return FitPlan.from_json(value["fit"]) if value.get("fit") else None, value.get("estimate")
+    value = load_plan(session.paths.plan)
+    return fit_of(value, session.paths.plan), value.get("estimate")
 
 
 def train_counts(session: Session, plan: FitPlan, done: Mapping[str, int]) -> TrainCounts:

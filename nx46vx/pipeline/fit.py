@@ -192,6 +192,8 @@ def _epoch(
     found = _valid_checkpoints(session, grower.plan)
     note_latest(session, found)
     finished, pending = _sorted_out(grower.plan, found, until)
+    if not pending and source.next_round():  # the round ended while nothing more was begun: growth is still asked for
+        finished, pending = _sorted_out(grower.plan, _valid_checkpoints(session, grower.plan), until)
     watch.begin(lambda: grower.plan, finished, pending, until)
     if pending and not session.governor.draining:
         raise RuntimeError(f"{len(pending)} candidates did not finish")

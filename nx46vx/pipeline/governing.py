@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import orjson
-
+from nx46vx.errors import NX46Error
 from nx46vx.paths import RunPaths, cache_root
 from nx46vx.pipeline.decisions import Decisions
 from nx46vx.runtime.atomic import write_json
@@ -14,6 +13,7 @@ from nx46vx.runtime.budget import ACCELERATIONS, Governor, Work, require_budget
 from nx46vx.runtime.clock import now, session_start
 from nx46vx.runtime.costs import CostBook
 from nx46vx.runtime.progress import PHASES, Progress, weights_from
+from nx46vx.runtime.record import MALFORMED, read_record
 from nx46vx.runtime.sink import EventSink
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings
@@ -79,10 +79,10 @@ def remember_phases(settings: Settings, seconds: dict[str, float]) -> None:
 def _shown(path: Path) -> tuple[float, dict[str, float]]:
     """Value and shares that an earlier session showed last."""
     try:
-        shown = orjson.loads(path.read_bytes())
-        shares = {phase: min(max(float(shown["shares"][phase]), 0.0), 1.0) for phase in PHASES}
-        return min(max(float(shown["global_progress_reel"]), 0.0), 100.0), shares
-    except (OSError, ValueError, TypeError, KeyError):
+        shown = read_record(path)
+        shares = {phase: min(max(0.0 + shown["shares"][phase], 0.0), 1.0) for phase in PHASES}
+        return min(max(0.0 + shown["global_progress_reel"], 0.0), 100.0), shares
+    except (OSError, NX46Error, *MALFORMED):
         return 0.0, {}
 
 
@@ -92,7 +92,6 @@ def _phase_file(settings: Settings) -> Path:
 
 def _past_phases(path: Path) -> dict[str, float] | None:
     try:
-        value = orjson.loads(path.read_bytes())
-        return {str(phase): float(seconds) for phase, seconds in value.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {phase: 0.0 + seconds for phase, seconds in read_record(path).items()}
+    except (OSError, NX46Error, *MALFORMED):
         return None

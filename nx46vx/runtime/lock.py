@@ -15,11 +15,12 @@ from types import TracebackType
 
 import orjson
 
-from nx46vx.errors import EnvironmentFault, LockedError, from_os_error
+from nx46vx.errors import EnvironmentFault, IntegrityError, LockedError, from_os_error
 from nx46vx.paths import RunPaths
 from nx46vx.runtime.atomic import write_bytes
 from nx46vx.runtime.files import REAL_FILES
 
+MAX_FENCE = 10**8  #: names hold eight digits
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _HELD: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
@@ -169,6 +170,10 @@ def read_holder(path: Path) -> dict[str, object]:
 
 def _fence_in(path: Path) -> int:
     fence = _load(path).get("fence", 0)
+    if isinstance(fence, int) and fence >= MAX_FENCE:
+        raise IntegrityError(
+            "the count of sessions is impossible", where=path, found=fence, fix="restore the file from a copy"
+        )
     return fence if isinstance(fence, int) and fence > 0 else 0
 
 

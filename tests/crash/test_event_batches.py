@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 
@@ -152,3 +154,27 @@ def test_what_was_changed_behind_the_writers_back_is_never_sealed(tmp_path, line
         log.seal()
     assert path.exists()
     assert not list((tmp_path / "w").glob("*.seal.json"))
+
+
+def test_segments_that_wait_to_be_packed_do_not_pile_up_in_memory(tmp_path):
+    """While a slow disk holds the packing up, the lines of two segments at most are kept for it."""
+    held, go = threading.Event(), threading.Event()
+
+    class Slow(RealFiles):
+        def read(self, path, offset=0, size=-1):
+            if path.name == "00000000.jsonl":
+                held.set()
+                assert go.wait(60)
+            return super().read(path, offset, size)
+
+    with opened(tmp_path, files=Slow(), segment_bytes=10_000, background_sync_s=0.01) as log:
+        log.emit_many("x", rows(0, 100))
+        assert held.wait(60)
+        tracemalloc.start()
+        log.emit_many("x", rows(100, 2000))
+        kept = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        go.set()
+    assert kept < 4 * 10_000 + 30_000, "2,000 lines are 800,000 bytes"
+    assert numbers(tmp_path) == list(range(2100))
+    assert verify_log(tmp_path) == []

@@ -125,7 +125,7 @@ def ray_moment(chance: random.Random, kill: int) -> tuple[str, float] | int:
     """One kill while Ray starts, three in the search, one after it."""
     if kill == 0:
         return RAY_STARTS
-    return chance.randrange(1, COMMITS) if kill < 4 else chance.choice(ENDINGS)
+    return chance.randrange(1, COMMITS) if kill < 4 else chance.choice(ENDINGS[1:])
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_a_ray_run_killed_five_times_gives_the_same_bytes(
             toll.over(process)
     toll.over(toll.start())
     assert toll.kills == RAY_KILLS
-    toll.check_spread(2)
+    toll.check_spread(1)
     assert still_there(left) == [], "processes of a killed run stay"
 
 

@@ -29,6 +29,7 @@ from nx46vx.runtime.progress import DEFAULT_WEIGHTS, PHASES, Progress
 from nx46vx.runtime.sink import MemorySink, NullSink
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings
+from trainables.task import open_store
 
 TICK = 10.0
 
@@ -478,6 +479,26 @@ def test_neither_does_a_run_of_several_sessions(tmp_path: Path, tiny_data: Path,
     values = shown(root)
     assert values == sorted(values) and values[: len(before)] == before
     assert before[-1] < 100.0 and whole_only_at_the_end(root)
+    assert nothing_wrong(root)
+
+
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_trials_report_what_the_store_has_and_nothing_else(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    """Blocks of 7 iterations, checkpoints at every tenth: what was computed since then is not reported."""
+    root, reports, real = tmp_path / "run", [], TrainWatch.report
+
+    def report(self: TrainWatch, name: str, iterations: int) -> None:
+        checkpoint = open_store(load_fit_plan(root), root, 0).latest(name)
+        stored = 0 if checkpoint is None else checkpoint.manifest["model_state"]["iterations"]
+        reports.append((iterations, stored))
+        real(self, name, iterations)
+
+    monkeypatch.setattr(TrainWatch, "report", report)
+    run(tiny_settings(tiny_data, {"solver.block_iterations": 7, "resources.executor": executor}), root)
+    assert all(reported <= stored for reported, stored in reports)
+    assert [reported for reported, _ in reports].count(ITERATIONS) >= CANDIDATES
     assert nothing_wrong(root)
 
 

@@ -1,0 +1,61 @@
+"""The profile of a session: measured on the way, written at its end as a file and as an event."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from nx46vx.model.fitplan import FitPlan
+from nx46vx.paths import cache_root
+from nx46vx.pipeline.session import Session
+from nx46vx.runtime.atomic import write_json
+from nx46vx.runtime.digest import digest_json
+from nx46vx.runtime.profile import LogCost, MemoryPeaks, RunTimes, summarise
+from search.tally import Tally
+
+
+@dataclass
+class Profiler:
+    """What a session has measured so far. ``started``: when it began, on ``time.monotonic``."""
+
+    session: Session
+    started: float = field(default_factory=time.monotonic)
+    tally: Tally = field(default_factory=Tally)
+    peaks: MemoryPeaks = field(default_factory=MemoryPeaks)
+
+    def finish(self, plan: FitPlan, samples: int, phases: dict[str, float], *, complete: bool) -> dict[str, Any]:
+        """Write ``RUN_PROFILE_SUMMARY.json`` and the event; returns the figures.
+
+        A run that was trained from its start to its end in this one session is what later runs of the same plan are
+        compared with.
+        """
+        session, tally = self.session, self.tally
+        self.peaks.read()
+        wall, train = time.monotonic() - self.started, phases["train_supervised"]
+        times, digest = RunTimes(cache_root(session.settings.features.cache_dir) / "run_seconds.json"), _comparable(plan)
+        whole = complete and tally.trials == len(plan.candidates)
+        figures = {
+            "run_id": session.run_id, "session": session.fence, "complete": complete, "whole_in_one_session": whole,
+            "plan_digest": digest,
+            **summarise(
+                wall_seconds=wall, phases=phases, search={**asdict(tally), "overhead_seconds": tally.overhead_seconds},
+                driver_log=LogCost(session.log.written, session.log.seconds), samples=samples, candidates=tally.trials,
+                memory=self.peaks.to_json(), previous=times.get(digest) if whole else None,
+            ),
+        }  # fmt: skip
+        write_json(session.paths.profile, figures)
+        session.log.emit("RUN_PROFILE_SUMMARY", **{key: item for key, item in figures.items() if key != "run_id"})
+        if whole:
+            times.put(digest, wall, train)
+        return figures
+
+
+def _comparable(plan: FitPlan) -> str:
+    """Digest of what makes two runs the same work: data, neurons, grid, iterations."""
+    return digest_json(
+        {
+            "train": plan.train_keys, "validation": plan.validation_keys, "l1": plan.l1, "l2": plan.l2,
+            "max_iter": plan.max_iter, "method": plan.method, "neurons": [spec.digest for spec in plan.neurons],
+        }
+    )  # fmt: skip
