@@ -48,8 +48,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Resources:
-    """``gpus_per_trial``: share of a GPU that each trial asks Ray for, 0 where there is none. Engines ask for none: each
-    is bound to its own, so trials' shares alone decide how many run at once.
+    """``gpus_per_trial``: share of a GPU that each trial asks Ray for, 0 where there is none. Engines ask for none:
+    each is bound to its own, so trials' shares alone decide how many run at once.
 
     ``most_in_flight``: trials in flight once the run is accelerated. ``nodes``: of the cluster, if there is one;
     ``here``: which of them is this machine, if one is.

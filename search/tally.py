@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,7 +41,7 @@ class Tally:
         self.trial_checkpoints += int(spent["checkpoints"])
         self.trials += 1
 
-    def add_engines(self, stats: list[Mapping[str, Any]]) -> None:
+    def add_engines(self, stats: Sequence[Mapping[str, Any]]) -> None:
         """What the engines of one search say at its end."""
         self.engine_busy_seconds += max((float(one["busy_seconds"]) for one in stats), default=0.0)
         self.gpu_seconds += sum(float(one["gpu_seconds"]) for one in stats)
@@ -66,6 +66,6 @@ def engine_fields(tally: Tally) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def kernels(stats: list[Mapping[str, Any]]) -> list[str]:
+def kernels(stats: Sequence[Mapping[str, Any]]) -> list[str]:
     """What computed in the engines, and why that."""
     return sorted({f"{one['kernel']}: {one['kernel_reason']}" for one in stats})

@@ -37,7 +37,7 @@ with _without_torch():
     from tensorboardX.summary import hparams
 
 
-class _File(RecordWriter):  # type: ignore[misc]
+class _File(RecordWriter):
     """One trial's file. What is in it is a convenience, so nothing waits for the disk."""
 
     def __init__(self, folder: Path) -> None:

@@ -123,7 +123,8 @@ class TuneExecutor:
     def run(self, job: SearchJob) -> None:
         started, tally = time.perf_counter(), Tally()
         if not self._ready:
-            self._stack.enter_context(ray_session(self._address, [spot.gpu for spot in job.resources.spots if spot.gpu]))
+            gpus = [spot.gpu for spot in job.resources.spots if spot.gpu]
+            self._stack.enter_context(ray_session(self._address, gpus))
             self._ready = True
         tally.ray_init_seconds = time.perf_counter() - started
         engines = Engines(job)

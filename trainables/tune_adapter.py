@@ -42,6 +42,16 @@ class RemoteEngine:
         return ray.get(asked)
 
 
+def _report(task: CandidateTask | None) -> dict[str, Any]:
+    """What Tune is told: every number that is known."""
+    if task is None:
+        return {"objective": float("nan"), "iter": 0, "committed": 0, "done": False}
+    numbers = {name: item for name, item in task.record.items() if not isinstance(item, list)}
+    return {
+        "objective": float("nan"), **numbers, "committed": task.committed, "done": task.done, "spent": vars(task.spent)
+    }  # fmt: skip
+
+
 class CandidateTrial(tune.Trainable):
     """One trial, one candidate. ``config`` is ``{"meta_neuron", "l1", "l2"}``."""
 
@@ -71,16 +81,11 @@ class CandidateTrial(tune.Trainable):
                 if time.monotonic() >= until:
                     break
         except StillComputing:
-            if self._task is None:
-                return {"objective": float("nan"), "iter": 0, "committed": 0, "done": False}
+            pass
         except NX46Error as error:  # trying again would not help: report it instead of failing
             record = self._task.record if self._task else {"iter": 0}
             return {"objective": float("nan"), **record, "done": True, "failure": failure_fields(error)}
-        record = {name: item for name, item in self._task.record.items() if not isinstance(item, list)}
-        return {
-            "objective": float("nan"), **record, "committed": self._task.committed, "done": self._task.done,
-            "spent": vars(self._task.spent),
-        }  # fmt: skip
+        return _report(self._task)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Ray gets a copy of ours; it is never read back."""

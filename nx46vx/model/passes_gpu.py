@@ -109,12 +109,12 @@ class GpuPasses:
             table = torch.from_numpy(np.append(multiplicity, 0).astype(np.float32)).to(self.device)
             weight = table[self._groups]
             drawn = (weight > 0).any(dim=1).nonzero()[:, 0]
-            column = [
+            shift, scale = (
                 torch.tensor(part[:f], dtype=torch.float32, device=self.device)[:, None]
                 for part in (spec.shift, spec.scale)
-            ]
+            )
             tile = Tile(
-                spec, *column, list(self._parts(self._train, drawn, rows, weight)),
+                spec, shift, scale, list(self._parts(self._train, drawn, rows, weight)),
                 list(self._parts(self._validation, torch.arange(self._validation.blocks), rows,
                                  self._validation.valid.float())),
                 np.zeros(0), np.zeros(0), float(weight.sum(dtype=torch.float64)),

@@ -19,6 +19,9 @@ PHASES: dict[str, str] = {
     "segment": "volumes are segmented by the CPU's kernels",
 }
 
+#: What ``GpuLedger.figures`` names.
+KPIS = ("gpu_phase_coverage_pct", "gpu_time_ratio", "cpu_fallback_count")
+
 
 @dataclass
 class PhaseUse:
@@ -34,6 +37,10 @@ class PhaseUse:
         """A GPU worked for so long, as its own clock says."""
         self.gpu_seconds += seconds
 
+    def nothing_to_do(self) -> None:
+        """All of it was done before: a GPU would have had no part in it."""
+        self.asked = False
+
     @property
     def fell_back(self) -> bool:
         return self.asked and self.gpu_seconds == 0.0
@@ -41,11 +48,13 @@ class PhaseUse:
 
 @dataclass
 class GpuLedger:
-    """The phases of a session. ``wanted``: whether the configuration asks for a GPU (or leaves it to what there is)."""
+    """The phases of a session. ``wanted``: the configuration asks for a GPU, or leaves it to what there is; ``share``:
+    it even says how much of one a trial takes."""
 
     sink: EventSink
     device: DeviceChoice
     wanted: bool = True
+    share: bool = False
     memory: Callable[[], tuple[tuple[GpuMemory, ...], str]] = read_gpus
     clock: Callable[[], float] = time.monotonic
     phases: list[PhaseUse] = field(default_factory=list)
@@ -53,8 +62,12 @@ class GpuLedger:
 
     def announce(self) -> None:
         """At the start: every GPU that is there and cannot be used is a fallback already."""
-        for failure in self.device.failures if self.wanted else ():
+        if not self.wanted:
+            return
+        for failure in self.device.failures:
             self.fallback("device", failure)
+        if self.share and self.device.name == "cpu":
+            self.fallback("resources.gpus_per_trial", self.device.reason)
 
     def fallback(self, what: str, reason: str) -> None:
         """Something that asked for the GPU runs on the CPU."""
@@ -85,8 +98,8 @@ class GpuLedger:
             self.fallback(name, use.reason or "no pass ran on the GPU")
 
     def figures(self) -> dict[str, Any]:
-        """``gpu_phase_coverage_pct``: of the phases that asked for a GPU, how many it worked in. ``gpu_time_ratio``: its
-        synchronised seconds over theirs. Both null if none asked. ``cpu_fallback_count``: fallbacks of all kinds."""
+        """``gpu_phase_coverage_pct``: of the phases that asked for a GPU, how many it worked in. ``gpu_time_ratio``:
+        its synchronised seconds over theirs. Both null if none asked. ``cpu_fallback_count``: of all kinds."""
         asked = [use for use in self.phases if use.asked]
         seconds = sum(use.seconds for use in asked)
         return {
