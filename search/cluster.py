@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -23,7 +24,7 @@ from search.resources import usable_cpus
 OBJECT_STORE_BYTES = 128 << 20
 
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",  # Ray listens on all interfaces
+    "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor that asks for no GPU sees none
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard files only: each logger costs time per result
@@ -36,17 +37,30 @@ _ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
 }
 
+#: For a Ray of our own, whatever the user's shell says of clusters.
+_LOCAL = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # no cluster, on Linux too: every port is on the loopback interface only
+}
+
 
 def prepare_environment(address: str | None) -> None:
     """Set what Ray reads when it is imported: has to run before the first ``import ray`` of the process.
 
-    A local Ray gets a token of its own, which lives in this process and its children only; for a cluster the user's
-    own token counts (``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``).
+    A local Ray listens on the loopback interface only, and gets a token of its own, which lives in the environment of
+    this process and its children and in no file; for a cluster the user's own token counts (``RAY_AUTH_TOKEN``,
+    ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``).
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if address is None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if address is None:
+        os.environ.update(_LOCAL, RAY_AUTH_TOKEN=_own_token())
+
+
+@functools.cache
+def _own_token() -> str:
+    """One for the whole process: Ray reads it once."""
+    return secrets.token_hex(32)
 
 
 @contextlib.contextmanager
@@ -67,7 +81,7 @@ def ray_session(address: str | None, gpus: Sequence[str]) -> Iterator[None]:
         else:
             with _own_process_groups(), _visible(gpus):
                 ray.init(
-                    num_cpus=usable_cpus(), num_gpus=len(gpus), include_dashboard=False, log_to_driver=False,
+                    "local", num_cpus=usable_cpus(), num_gpus=len(gpus), include_dashboard=False, log_to_driver=False,
                     logging_level=logging.ERROR, namespace="nx46vx", _temp_dir=str(home),
                     object_store_memory=OBJECT_STORE_BYTES,
                 )  # fmt: skip

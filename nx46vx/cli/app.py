@@ -10,7 +10,7 @@ import orjson
 import typer
 
 from nx46vx import __version__
-from nx46vx.cli import inspect
+from nx46vx.cli import inspect, score
 from nx46vx.cli.bench import bench
 from nx46vx.errors import UsageError
 from nx46vx.runtime.lock import at_rest
@@ -121,6 +121,7 @@ def make_data(
     _print({"data": str(out), "train_cases": train, "test_cases": test}, json)
 
 
+app.command()(score.score)
 app.command()(inspect.verify)
 app.command()(inspect.events)
 checkpoint = typer.Typer(help="Checkpoints of a run.", no_args_is_help=True, rich_markup_mode=None)

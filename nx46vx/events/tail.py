@@ -37,17 +37,20 @@ class Tail:
         self._open(number)
 
     def append(self, lines: Sequence[bytes], head: str) -> bool:
-        """Write some lines at once, the last of which has the digest ``head``; whether the segment is full now.
+        """Write some lines, one write each, the last of which has the digest ``head``; whether the segment is full now.
 
         Raises:
             EnvironmentFault: the file system refuses.
         """
         data = lines[0] + b"\n" if len(lines) == 1 else b"\n".join((*lines, b""))
         self._pending = data, lines, head
+        write, handle = self._write, self.handle
         try:
-            written = self._write(self.handle, data)
-            if written != len(data):
-                write_all(self._files, self.handle, data[written:])
+            for line in lines:
+                ended = line + b"\n"
+                written = write(handle, ended)
+                if written != len(ended):
+                    write_all(self._files, handle, ended[written:])
         except OSError as error:
             raise from_os_error(error, "writing to the event log", self.paths.plain) from error
         self._advance(data, lines, head)

@@ -1,4 +1,4 @@
-"""The event log of one writer: every event is one line, written at once, chained to the line before."""
+"""The event log of one writer: every event is one line, one write, chained to the line before."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nx46vx.runtime.files import REAL_FILES, Files, make_folder
 
 _LIVE: weakref.WeakSet[EventLog] = weakref.WeakSet()
 
-#: Most lines of one write.
+#: Most lines that are made before they are written.
 _GROUP = 64
 
 #: Segments waiting to be packed whose lines stay in memory; those of later ones are read back and followed instead.
@@ -113,7 +113,7 @@ class EventLog:
         self._write(event, (fields,))
 
     def emit_many(self, event: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write events of one name, given their fields, as ``emit`` would one after the other, in fewer writes."""
+        """Write events of one name, given their fields, as ``emit`` would one after the other; one write each."""
         remaining = iter(rows)
         while group := list(islice(remaining, _GROUP)):
             self._write(event, group)

@@ -110,19 +110,21 @@ class Estimator:
         return None if rest is None or whole is None else rest + fit.epochs_after * whole
 
     def _scale(self, shares: Mapping[str, float], left: Etas, now: float) -> float | None:
-        """Seconds per unit of weight, from the phases whose time is known; those that an earlier session had done went
-        faster this time and say nothing."""
-        progress = self._session.progress
+        """Seconds per unit of weight, from the phases whose time is known. One that an earlier session had done goes
+        faster the second time: what it cost then counts."""
+        progress, costs = self._session.progress, self._session.costs
         seconds = weight = 0.0
         for phase in PHASES:
-            share, rest = shares[phase], left[phase]
-            if phase == "train_fit" and rest and 0.0 < share < 1.0:
-                new = not progress.earlier.get(phase)
-                seconds += rest + (self._elapsed(phase, now) if new else 0.0)
-                weight += progress.weights[phase] * (1.0 if new else 1.0 - share)
-            elif share > 0.0 and not progress.earlier.get(phase):
-                seconds, weight = seconds + self._elapsed(phase, now), weight + progress.weights[phase] * share
-        return seconds / weight if weight >= LEAST_MEASURED else None
+            share, rest, earlier = shares[phase], left[phase], progress.earlier.get(phase, 0.0)
+            whole = progress.weights[phase]
+            if phase == "train_fit" and rest is not None and share > earlier:
+                seconds, weight = seconds + self._elapsed(phase, now) + rest, weight + whole * (1.0 - earlier)
+            elif phase != "train_fit" and share > 0.0 and not earlier:
+                seconds, weight = seconds + self._elapsed(phase, now), weight + whole * share
+            elif (cost := costs.p95(f"phase_{phase}")) is not None:
+                seconds, weight = seconds + cost, weight + whole
+        known = weight > 0.0 if shares["train_fit"] > 0.0 else weight >= LEAST_MEASURED
+        return seconds / weight if known else None
 
     def _began(self, phase: str) -> float:
         """When a phase began: with the end of those before it, or with the session."""

@@ -180,6 +180,7 @@ def _epoch(
 
     def on_progress(done: int, total: int, in_flight: int) -> None:
         session.costs.add("candidate", source.last_seconds)
+        watch.told_in_flight = in_flight
         session.log.emit(
             "PROGRESS_UPDATE", stage="train_supervised", substage="hyperparam_search", file=None, index=done,
             total=total, in_flight=in_flight, until=until,

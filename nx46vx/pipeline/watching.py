@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from nx46vx.errors import NX46Error
 from nx46vx.logs import Screen, say
 from nx46vx.model.blocks import LaneRequest
 from nx46vx.model.fitplan import FitPlan
@@ -37,14 +38,15 @@ class TrainWatch:
 
     plan: Callable[[], FitPlan] | None = None
     reported: dict[str, int] = field(default_factory=dict)
+    told_in_flight: int = 0
     _until: int = 0
     _live: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def in_flight(self) -> int:
-        """Candidates of which trials report, and that are not where this epoch ends."""
-        return len(self._live)
+        """Trials under way: as the executor told when one ended, or as many as have reported unfinished candidates."""
+        return max(len(self._live), self.told_in_flight)
 
     def begin(
         self, plan: Callable[[], FitPlan], finished: Mapping[str, Mapping[str, Any]], pending: Sequence[LaneRequest],
@@ -52,7 +54,7 @@ class TrainWatch:
     ) -> None:  # fmt: skip
         """Start from what the store says: complete records, and where the others stand; the epoch ends at ``until``."""
         with self._lock:
-            self._until, self._live = until, set()
+            self._until, self._live, self.told_in_flight = until, set(), 0
             for candidate_id, record in finished.items():
                 self.reported[candidate_id] = int(record["iter"])
             for request in pending:
@@ -158,7 +160,8 @@ class Monitor:
         try:
             self.tick()
         except Exception as error:  # watching must never end the work
-            self.session.log.emit("MONITOR_FAILED", error=f"{type(error).__name__}: {error}")
+            with suppress(NX46Error):  # a log that refuses is for the work to name
+                self.session.log.emit("MONITOR_FAILED", error=f"{type(error).__name__}: {error}")
 
     def _training(self) -> tuple[FitPlan | None, dict[str, float] | None, dict[str, int], Committed]:
         """The fit, what trials reported, and after that what the store holds; raises the shown share of the fit.

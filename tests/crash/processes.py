@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -100,10 +101,10 @@ def still_there(relatives: Sequence[psutil.Process], seconds: float = 30.0) -> l
     return psutil.wait_procs(watched, timeout=seconds)[1]
 
 
-def titled(family: Sequence[psutil.Process], *words: str) -> list[psutil.Process]:
-    """Those of a family whose title holds one of the words: Ray names its workers after what they do."""
+def titled(relatives: Sequence[psutil.Process], *words: str) -> list[psutil.Process]:
+    """Those whose title holds one of the words: Ray names its workers after what they do."""
     found = []
-    for process in family:
+    for process in relatives:
         with contextlib.suppress(psutil.NoSuchProcess):
             title = " ".join(process.cmdline()) + process.name()
             if any(word in title for word in words):
@@ -111,12 +112,12 @@ def titled(family: Sequence[psutil.Process], *words: str) -> list[psutil.Process
     return found
 
 
-def engines(family: Sequence[psutil.Process]) -> list[psutil.Process]:
-    return titled(family[1:], "EngineActor")
+def engines(relatives: Sequence[psutil.Process]) -> list[psutil.Process]:
+    return titled(relatives, "EngineActor")
 
 
-def trials(family: Sequence[psutil.Process]) -> list[psutil.Process]:
-    return titled(family[1:], "CandidateTrial", "ResourceTrainable")
+def trials(relatives: Sequence[psutil.Process]) -> list[psutil.Process]:
+    return titled(relatives, "CandidateTrial", "ResourceTrainable")
 
 
 def candidate_of(trial: psutil.Process, root: Path) -> str | None:
@@ -128,6 +129,13 @@ def candidate_of(trial: psutil.Process, root: Path) -> str | None:
                 if file.parent.parent == RunPaths(root).events and file.parent.name != "driver":
                     return file.parent.name
     return None
+
+
+def slowness() -> float:
+    """How many times longer than two seconds a process of Ray's takes to get ready now; at least 1."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "from ray import tune"], check=True)
+    return max(1.0, (time.monotonic() - started) / 2.0)
 
 
 def whole_config(folder: Path, tiny_data: Path, executor: str) -> Path:

@@ -156,6 +156,11 @@ class SimFiles:
 
     # what is left after a crash
 
+    def remove(self, path: Path) -> None:
+        """Lose a file or a folder with all that is in it, as when another disk does not come back."""
+        names = self._folder(path.parent).names if self.exists(path) else {}
+        names.pop(path.name, None)
+
     def after(self, model: str, seed: int = 0) -> Folder:
         """The tree that a new process finds. ``kill``: all that was written (only the process died). Power losses:
         ``lost``: only what was synced; ``data``: all bytes, but no unsynced name; ``names``: all names, but no unsynced

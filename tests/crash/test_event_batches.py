@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
 import tracemalloc
@@ -50,7 +51,7 @@ def test_a_batch_is_written_as_its_events_would_be_one_by_one(tmp_path, monkeypa
     assert verify_log(tmp_path / "together") == []
 
 
-def test_a_batch_takes_few_writes_and_fills_segments_like_single_events(tmp_path):
+def test_every_event_of_a_batch_is_one_write_and_fills_segments_like_single_events(tmp_path):
     class Counting(RealFiles):
         writes = 0
 
@@ -62,7 +63,7 @@ def test_a_batch_takes_few_writes_and_fills_segments_like_single_events(tmp_path
     with opened(tmp_path, files=files, segment_bytes=20_000) as log:
         before = files.writes
         log.emit_many("x", rows(0, 11))
-        assert files.writes == before + 1
+        assert files.writes == before + 11
         log.emit_many("x", rows(11, 1000))
     assert len(list((tmp_path / "w").glob("*.gz"))) > 5
     assert numbers(tmp_path) == list(range(1011))
@@ -120,8 +121,8 @@ def test_a_batch_that_did_not_fit_is_finished_or_dropped_whole(torn):
 
 def test_an_interrupt_in_the_middle_of_a_batch_leaves_a_sound_log(tmp_path):
     class Interrupted(RealFiles):
-        def __init__(self, cut: int) -> None:
-            self.at, self.cut = 3, cut
+        def __init__(self, at: int, cut: int) -> None:
+            self.at, self.cut = at, cut
 
         def write(self, handle, data):
             self.at -= 1
@@ -130,16 +131,18 @@ def test_an_interrupt_in_the_middle_of_a_batch_leaves_a_sound_log(tmp_path):
                 raise KeyboardInterrupt
             return done
 
-    for cut in (0, 700, 10_000):
-        folder = tmp_path / str(cut)
-        with opened(folder, files=Interrupted(cut)) as log:
+    first_of_batch = 1 + 3 + 1
+    for at, cut in itertools.product((first_of_batch, first_of_batch + 1), (0, 100, 10_000)):
+        folder = tmp_path / f"{at}-{cut}"
+        with opened(folder, files=Interrupted(at, cut)) as log:
             log.emit_many("x", rows(0, 3))
             with pytest.raises(KeyboardInterrupt):
                 log.emit_many("x", rows(3, 3))
             log.emit_many("x", rows(6, 3))
             log.seal()
         assert verify_log(folder) == []
-        assert numbers(folder) == [0, 1, 2, *([] if cut == 0 else [3, 4, 5]), 6, 7, 8]
+        nothing = (at, cut) == (first_of_batch, 0)
+        assert numbers(folder) == [0, 1, 2, *([] if nothing else [3, 4, 5]), 6, 7, 8]
 
 
 @pytest.mark.parametrize("line", [0, 2, 5])

@@ -338,6 +338,32 @@ def test_what_a_session_measured_tells_the_next_one_from_its_begin(root: Path, t
         assert view["remaining_estimate_s"] == view["eta_per_phase_s"]["total"] > 40.0
 
 
+def test_a_fit_that_is_nearly_done_still_tells_how_long_the_rest_takes(root: Path, tiny_data: Path) -> None:
+    settings = tiny_settings(tiny_data)
+    for watched in open_watched(root, settings):
+        watched.prepared()
+        for name in watched.names[:3]:
+            watched.trial(name, ITERATIONS)
+        watched.tick()
+    for watched in open_watched(root, settings):
+        watched.prepared()
+        watched.watch.correct({name: ITERATIONS for name in watched.names[:3]})
+        for iterations in (0, 5, 10, 15, 19):
+            watched.trial(watched.names[3], iterations)
+            watched.tick()
+        etas = watched.screen.views[-1]["eta_per_phase_s"]
+        # this session's 50 s and the 2 s to come are a quarter of the fit's weight
+        assert etas["segment"] == pytest.approx(0.10 * (50.0 + etas["train_fit"]) / (0.72 / 4))
+        assert etas["train_fit"] == pytest.approx(1.0 / (14.0 / 30.0)) and etas["total"] is not None
+
+
+def test_trials_that_end_between_two_reports_are_in_flight_all_the_same(watched: Watched) -> None:
+    watched.prepared().watch.told_in_flight = 3
+    assert watched.tick()["in_flight"] == 3
+    watched.watch.begin(lambda: watched.plan, {}, [], ITERATIONS)
+    assert watched.tick()["in_flight"] == 0
+
+
 def test_what_was_planned_tells_before_anything_was_measured(watched: Watched) -> None:
     path = watched.session.paths.plan
     estimate = {"features_seconds": 5.0, "train_seconds": 70.0, "segment_seconds": 9.0, "total_seconds": 84.0}
