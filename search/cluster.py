@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -18,10 +19,13 @@ from typing import Any
 
 import psutil
 
+from nx46vx.errors import EnvironmentFault, UsageError
 from search.resources import usable_cpus
 
 #: Room for what trials and engine send each other; the features are mapped files, not objects.
 OBJECT_STORE_BYTES = 128 << 20
+#: Longest that a cluster's port may take to answer.
+KNOCK_SECONDS = 10.0
 
 _ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
@@ -77,7 +81,7 @@ def ray_session(address: str | None, gpus: Sequence[str]) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address is not None:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="nx46vx")
+            _connect(address)
         else:
             with _own_process_groups(), _visible(gpus):
                 ray.init(
@@ -94,6 +98,38 @@ def ray_session(address: str | None, gpus: Sequence[str]) -> Iterator[None]:
         os.umask(umask)
         ray.shutdown()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _connect(address: str) -> None:
+    """Join a running cluster.
+
+    Raises:
+        UsageError: the address is that of a client's port.
+        EnvironmentFault: nothing answers there, or the token is another one.
+    """
+    import ray
+
+    if address.startswith("ray://"):
+        raise UsageError(
+            "the run has to be started on a machine of the cluster", where="resources.ray_address", found=address,
+            fix="start it there, with the address that `ray start` printed, or auto",
+        )  # fmt: skip
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="nx46vx")
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EnvironmentFault(
+            "the Ray cluster cannot be reached", where=address, found=said,
+            fix="check --ray-address, that the cluster runs, and that its token is yours (RAY_AUTH_TOKEN)",
+        ) from error  # fmt: skip
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for minutes where nobody listens; raises ``OSError`` at once."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 @contextlib.contextmanager

@@ -12,21 +12,24 @@ from nx46vx.errors import NX46Error
 from nx46vx.model.blocks import LaneRequest
 from nx46vx.model.neuron import NeuronSpec
 from search.engine_actor import EngineActor
+from search.entries import start_source
 from search.executor import SearchJob
-from search.resources import Spot
+from search.resources import ENGINE_CPUS, Spot
 
 
 class Engines:
     """Started without waiting for them; ``failure`` says whether one could not be built.
 
-    They ask Ray for nothing: each is bound to its own GPU by its id, so that what trials ask for is theirs alone.
+    They ask Ray for no GPU: each is bound to its own by its id, so that what trials ask for is theirs alone.
     """
 
-    def __init__(self, job: SearchJob, entries: Any = None) -> None:
+    def __init__(self, job: SearchJob) -> None:
         resources, number = job.resources, len(job.resources.spots)
+        elsewhere = [spot for spot in resources.spots if spot.node != resources.here]
+        self._entries = start_source(job.cache, resources.here) if elsewhere else None
         self.actors = [
             _actor(spot, resources.most_in_flight).remote(
-                str(job.run), str(job.cache_at(spot)), spot, resources.options, (place, number), entries
+                str(job.run), str(job.cache_at(spot)), spot, resources.options, (place, number), self._entries
             )
             for place, spot in enumerate(resources.spots)
         ]
@@ -68,12 +71,18 @@ class Engines:
 
     def stats(self) -> list[dict[str, Any]]:
         """Of each engine; what they have to tell is told first."""
+        stats = ray.get([actor.stats.remote() for actor in self.actors])
+        if self.failure is not None:
+            raise self.failure
         for place in range(len(self.actors)):
             self.tell(place)
-        return ray.get([actor.stats.remote() for actor in self.actors])
+        if self._entries is not None:
+            sent = ray.get(self._entries.sent.remote())
+            self._sink.emit("ENTRIES_SENT", entries=len(sent), times=sum(sent.values()))
+        return stats
 
     def end(self) -> None:
-        for actor in self.actors:
+        for actor in (*self.actors, *([self._entries] if self._entries is not None else [])):
             ray.kill(actor)
 
 
@@ -82,5 +91,6 @@ def _actor(spot: Spot, trials: int) -> Any:
         "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": trials + 16,
     }  # fmt: skip
     if spot.node:  # soft: if the machine is lost, the engine goes on elsewhere
+        options["num_cpus"] = ENGINE_CPUS  # Ray takes a soft wish for no hint at all where nothing is asked for
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(spot.node, soft=True)
     return ray.remote(**options)(EngineActor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -66,6 +66,10 @@ class Executor(Protocol):
 
     def run(self, job: SearchJob) -> None:
         """Raises whatever a trial raised, once its retries are used up."""
+        ...
+
+    def connect(self, gpus: Sequence[str] = ()) -> None:
+        """Get ready, where that takes long or may fail; ``run`` does it otherwise."""
         ...
 
     def close(self) -> None: ...

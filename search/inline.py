@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from nx46vx.model.blocks import start_request
 from nx46vx.model.candidates import Candidate
@@ -54,6 +55,9 @@ class InlineExecutor:
             job.sink.emit("ENGINE_STATS", kernels=kernels(stats), **engine_fields(tally))
             job.tally.add(tally)
             engine.close()
+
+    def connect(self, gpus: Sequence[str] = ()) -> None:
+        """There is nothing to connect to."""
 
     def close(self) -> None:
         return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor
+from typing import Any
 
 import psutil
 
@@ -19,6 +20,9 @@ TRIAL_BYTES = 160 << 20
 ACCELERATED = 2
 #: More trials in flight than this feed an engine no better; starting processes is what costs.
 TRIALS_ENOUGH = 16
+#: What an engine on a cluster asks for. Trials' shares are such that this much is left on every machine, so that an
+#: engine whose machine is lost finds room elsewhere.
+ENGINE_CPUS = 0.001
 #: The finest share of a GPU that Ray counts.
 STEP = 1e-4
 
@@ -37,13 +41,14 @@ class Spot:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a cluster. ``memory_bytes`` is what is free there."""
+    """A machine of a cluster. ``memory_bytes`` is what is free there; ``numeric`` what decides bits there."""
 
     id: str
     host: str
     cpus: int
     memory_bytes: int
     device: DeviceChoice
+    numeric: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,23 +81,19 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def plan_resources(settings: ResourceSettings, nodes: Sequence[Node] = ()) -> Resources:
-    """Settle every ``auto``; ``nodes``: the machines of a cluster, empty: this one alone.
+def plan_resources(settings: ResourceSettings, nodes: Sequence[Node] = (), here: str = "") -> Resources:
+    """Settle every ``auto``; ``nodes``: the machines of a cluster, ``here`` is this one's id; none: this one alone.
 
     Raises:
         EnvironmentFault: a GPU is asked for and none can run a kernel.
     """
     if not nodes:
-        here = Node("", "", usable_cpus(), psutil.virtual_memory().available, _device(settings))
-        return _planned(settings, [here], ())
-    return _planned(settings, list(nodes), tuple(nodes))
+        device = choose_device(settings.device, settings.gpu_policy)
+        return _planned(settings, [Node("", "", usable_cpus(), psutil.virtual_memory().available, device)])
+    return replace(_planned(settings, list(nodes)), nodes=tuple(nodes), here=here)
 
 
-def _device(settings: ResourceSettings) -> DeviceChoice:
-    return choose_device(settings.device, settings.gpu_policy)
-
-
-def _planned(settings: ResourceSettings, machines: list[Node], nodes: tuple[Node, ...]) -> Resources:
+def _planned(settings: ResourceSettings, machines: list[Node]) -> Resources:
     cpus, memory = sum(one.cpus for one in machines), sum(one.memory_bytes for one in machines)
     auto = max(2, min(TRIALS_ENOUGH * len(machines), 2 * cpus, int(memory * 0.25 / TRIAL_BYTES)))
     in_flight = auto if settings.trials_in_flight == "auto" else settings.trials_in_flight
@@ -107,10 +108,10 @@ def _planned(settings: ResourceSettings, machines: list[Node], nodes: tuple[Node
         in_flight, most = min(in_flight, room), min(most, room)
         options = EngineOptions(settings.mixed_precision == "auto", settings.compile, settings.cuda_graphs)
     cpu_share = min(1.0, max(_stepped(cpus / (most + len(machines)), 0.01), 0.01))
+    if machines[0].id:
+        cpu_share = min(cpu_share, 0.99) + ENGINE_CPUS
     room = sum(floor(one.cpus / cpu_share + 1e-6) for one in machines)
-    return Resources(
-        device, spots, spots[0].threads, min(in_flight, room), min(most, room), share, cpu_share, options, nodes
-    )
+    return Resources(device, spots, spots[0].threads, min(in_flight, room), min(most, room), share, cpu_share, options)
 
 
 def _stepped(value: float, step: float) -> float:

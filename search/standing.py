@@ -19,9 +19,7 @@ def standing_requests(plan: FitPlan, run: Path, until: int, owned: tuple[int, in
             continue
         checkpoint = store.latest(candidate.candidate_id, sink=NullSink())
         request = (
-            plan.start(candidate, until)
-            if checkpoint is None
-            else LaneRequest(candidate, state_of(checkpoint), until)
+            plan.start(candidate, until) if checkpoint is None else LaneRequest(candidate, state_of(checkpoint), until)
         )
         if request.state.iteration < until:
             requests.append(request)

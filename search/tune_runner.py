@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray import tune
@@ -120,12 +121,19 @@ class TuneExecutor:
         self._ready = False
         self.results: tune.ResultGrid | None = None
 
-    def run(self, job: SearchJob) -> None:
-        started, tally = time.perf_counter(), Tally()
+    def connect(self, gpus: Sequence[str] = ()) -> None:
+        """Join the cluster, or start a Ray that knows these GPUs; harmless twice.
+
+        Raises:
+            EnvironmentFault: there is no cluster at the address.
+        """
         if not self._ready:
-            gpus = [spot.gpu for spot in job.resources.spots if spot.gpu]
             self._stack.enter_context(ray_session(self._address, gpus))
             self._ready = True
+
+    def run(self, job: SearchJob) -> None:
+        started, tally = time.perf_counter(), Tally()
+        self.connect([spot.gpu for spot in job.resources.spots if spot.gpu])
         tally.ray_init_seconds = time.perf_counter() - started
         engines = Engines(job)
         try:

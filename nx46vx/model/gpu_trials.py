@@ -43,9 +43,7 @@ def try_compiling(curves: Curves, weight: torch.Tensor, notes: Notes) -> Curves:
     return made
 
 
-def try_reduced_precision(
-    products: Products, sums: Sums, tile: Tile, notes: Notes
-) -> None:
+def try_reduced_precision(products: Products, sums: Sums, tile: Tile, notes: Notes) -> None:
     """Descend some steps with reduced products and with plain ones; allow the former if the objective is the same.
 
     Compared are the losses at both ends, each computed plainly, and the reduced loss at its own end.

@@ -20,6 +20,7 @@ from nx46vx.errors import NX46Error, StoppedError
 from nx46vx.logs import say
 from nx46vx.paths import RunPaths
 from nx46vx.pipeline.choose import choose
+from nx46vx.pipeline.clustering import Machines, check_machines, find_machines
 from nx46vx.pipeline.dataset import find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
@@ -38,7 +39,7 @@ from nx46vx.runtime.numeric import numeric_environment
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings, result_keys
 from search.executor import Executor
-from search.resources import Resources, plan_resources, usable_cpus
+from search.resources import Resources, usable_cpus
 
 
 def run(
@@ -54,17 +55,27 @@ def run(
     if finished is not None and not differing:
         return finished
     check_budget(settings, CostBook(RunPaths(root).costs))
-    stop = StopFlag()
-    with stop.on_signals(), open_session(root, settings, stop, fresh=fresh, differing=differing) as session:
-        resources, profiler = plan_resources(settings.resources), Profiler(session)
+    stop, asked = StopFlag(), settings.resources
+    with stop.on_signals(), contextlib.ExitStack() as owned:
+        machines, device = Machines(), None
+        if executor is None and asked.executor == "ray" and asked.ray_address is not None:
+            executor = owned.enter_context(contextlib.closing(make_executor(settings)))
+            executor.connect()
+            machines = find_machines(asked)
+            device = machines.resources(asked).device.label
+        session = owned.enter_context(
+            open_session(root, settings, stop, fresh=fresh, differing=differing, device=device)
+        )  # fmt: skip
+        resources, profiler = machines.resources(asked), Profiler(session)
         _boot(session, resources)
-        asked = settings.resources
+        if machines.nodes:
+            check_machines(session, machines.nodes)
         ledger = GpuLedger(
             session.log, resources.device, wanted=asked.device != "cpu", share=asked.gpus_per_trial != "auto"
         )
         ledger.announce()
-        owned = executor is None
-        executor = executor or make_executor(settings)
+        if executor is None:
+            executor = owned.enter_context(contextlib.closing(make_executor(settings)))
         watch = TrainWatch()
         monitor = Monitor(session, watch, make_screen(), memory=profiler.peaks.read)
         try:
@@ -77,8 +88,6 @@ def run(
             with contextlib.suppress(NX46Error):
                 profiler.finish(complete=False)
             session.costs.save()
-            if owned:
-                executor.close()
 
 
 def make_executor(settings: Settings) -> Executor:

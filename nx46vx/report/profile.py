@@ -25,18 +25,23 @@ def profile_lines(profile: Mapping[str, Any] | None, gpu: Mapping[str, Any] | No
         *(f"| {text} | {_part(profile['parts'][name])} |" for name, text in _PARTS.items()),
         f"| outside the stages | {_part(profile['outside_phases'])} |",
         "",
-        f"Processes work side by side, so parts overlap. {_number(rates['candidates_per_second'], '.2f')} candidates per "
-        f"second, {_number(rates['ns_per_sample_lane_iteration'], '.3f')} ns per sample, candidate and iteration; at most "
-        f"{memory['family_peak_bytes'] / (1 << 20):.0f} MiB in all processes.",
+        f"Processes work side by side, so parts overlap. {_number(rates['candidates_per_second'], '.2f')} candidates "
+        f"per second, {_number(rates['ns_per_sample_lane_iteration'], '.3f')} ns per sample, candidate and iteration; "
+        f"at most {memory['family_peak_bytes'] / (1 << 20):.0f} MiB in all processes.",
         "",
     ]
     if speedup is not None:
-        lines += [f"The same plan took {speedup['previous_wall_seconds']:.1f} s before: {speedup['wall']:.2f} times "
-                  f"as fast now, the search {speedup['train']:.2f} times.", ""]  # fmt: skip
+        before, wall, train = speedup["previous_wall_seconds"], speedup["wall"], speedup["train"]
+        lines += [
+            f"The same plan took {before:.1f} s before: {wall:.2f} times as fast now, {train:.2f} in training.",
+            "",
+        ]
     if gpu["gpu_phase_coverage_pct"] is not None:
-        lines += [f"GPU: {gpu['gpu_phase_coverage_pct']:.0f} % of the phases that asked for it, "
-                  f"{100 * gpu['gpu_time_ratio']:.1f} % of their time; {gpu['cpu_fallback_count']} fallbacks to the CPU.",
-                  ""]  # fmt: skip
+        lines += [
+            f"GPU: in {gpu['gpu_phase_coverage_pct']:.0f} % of the phases that asked for it, for "
+            f"{100 * gpu['gpu_time_ratio']:.1f} % of their time; {gpu['cpu_fallback_count']} fallbacks to the CPU.",
+            "",
+        ]
     return lines
 
 
