@@ -25,6 +25,8 @@ GRID_MAX_ITER = 120
 POOL_SIZE = 24
 
 Auto = Literal["auto"]
+#: ``most_memory``: the largest GPU first; ``most_free``: the emptiest first; ``index``: as the driver counts them.
+GpuPolicy = Literal["most_memory", "most_free", "index"]
 Penalty = Annotated[float, Field(gt=0, le=10)]
 
 
@@ -113,10 +115,22 @@ class ResourceSettings(_Section):
 
     executor: Literal["ray", "inline"] = "ray"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpus_per_trial: Auto | Annotated[float, Field(ge=0, le=1)] = "auto"
+    gpus: Auto | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="most GPUs that are used")
+    gpu_policy: GpuPolicy = Field("most_memory", description="which GPUs come first, where there are several")
+    gpus_per_trial: Auto | Annotated[float, Field(ge=1e-4, le=1)] = Field(
+        "auto", description="share of a GPU that a trial takes up: so many run at once; auto: all in flight fit"
+    )
+    mixed_precision: Literal["auto", "off"] = Field(
+        "auto", description="auto: TF32 products on a GPU if the objective stays the same to 1e-5 of itself"
+    )
+    compile: bool = Field(False, description="torch.compile on a GPU; falls back by itself")
+    cuda_graphs: bool = Field(False, description="passes as CUDA graphs; falls back by itself")
     trials_in_flight: Auto | Annotated[int, Field(ge=1, le=1024)] = "auto"
     engine_threads: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
     ray_address: str | None = Field(None, description="address of a running Ray cluster; empty: a local one")
+    node_cache_dir: Path | None = Field(
+        None, description="feature cache on the cluster's other nodes; empty: the same path as here"
+    )
 
 
 class CheckpointSettings(_Section):

@@ -30,7 +30,7 @@ def plain_search_seconds(candidates: Sequence[Candidate], run: Path, cache: Path
         engine.close()
         tune.report({"objective": objective})
 
-    with ray_session(None, 0):
+    with ray_session(None, ()):
         started = time.perf_counter()
         results = tune.Tuner(
             tune.with_resources(trial, {"cpu": 1}),

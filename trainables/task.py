@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,16 @@ _INTEGERS = frozenset({"iter", "active_weights", "restart"})
 
 
 @dataclass
+class Spent:
+    """What a task spent since it was opened: seconds in its log and in the store, events, checkpoints."""
+
+    log_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    events: int = 0
+    checkpoints: int = 0
+
+
+@dataclass
 class CandidateTask:
     """Advances one candidate to iteration ``until`` and keeps every block durable."""
 
@@ -33,6 +44,7 @@ class CandidateTask:
     state: LaneState = field(init=False)
     metrics: dict[str, Any] = field(init=False)
     checkpoint: Checkpoint | None = field(init=False)
+    spent: Spent = field(init=False, default_factory=Spent)
     _resumed: Checkpoint | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -80,7 +92,10 @@ class CandidateTask:
             self._take(block)
 
     def _take(self, block: BlockResult) -> None:
+        started = time.perf_counter()
         self.sink.emit_many("PROGRESS_UPDATE", self._told_of(block))
+        self.spent.log_seconds += time.perf_counter() - started
+        self.spent.events += len(block.iterations) + len(block.kpis)
         self.state = block.state
         latest = block.kpis[-1] if block.kpis else {}
         self.metrics = {**self.metrics, **latest, "seconds": self.metrics["seconds"] + block.seconds}
@@ -96,7 +111,7 @@ class CandidateTask:
 
     def _commit(self) -> None:
         """A full checkpoint at the end of an epoch or of the candidate, else a light one."""
-        done = self.state.iteration
+        started, done = time.perf_counter(), self.state.iteration
         epoch, within = divmod(done, self.plan.max_iter)
         self.checkpoint = self.store.commit(
             self.candidate.candidate_id,
@@ -119,6 +134,8 @@ class CandidateTask:
             sink=self.sink,
             kind="full" if self.done or within == 0 else "light",
         )
+        self.spent.checkpoint_seconds += time.perf_counter() - started
+        self.spent.checkpoints += 1
         if self._resumed is not None:
             self._confirm(self._resumed)
             self._resumed = None

@@ -53,9 +53,14 @@ def run(
     session_start: Annotated[
         str | None, typer.Option("--session-start", help="When it began: ISO time, unix time, auto or process.")
     ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", metavar="HOST:PORT", help="Run on this Ray cluster; auto finds it.")
+    ] = None,
 ) -> None:  # fmt: skip
     """Start a run, continue an unfinished one, or print a finished one's result."""
     set_ = [*(set_ or []), *_budget(budget, session_start)]
+    if ray_address is not None:
+        set_.append(f"resources.ray_address={orjson.dumps(ray_address).decode()}")
     if (resume or resume_from_checkpoint is not None) and fresh:
         raise UsageError("--resume and --fresh exclude each other", fix="leave one out")
     if resume_from_checkpoint is not None:

@@ -64,6 +64,7 @@ class EventLog:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
+        self.written, self.seconds = 0, 0.0  # lines by this writer, and the time that making them took
         self._to_pack: queue.SimpleQueue[Closed] = queue.SimpleQueue()
         try:
             make_folder(files, self.folder)
@@ -190,6 +191,7 @@ class EventLog:
             if not chain.RESERVED.isdisjoint(fields):
                 taken = sorted(chain.RESERVED & set(fields))
                 raise UsageError("an event uses the log's own field names", where=event, found=taken)
+        started = time.perf_counter()
         with self._lock:
             tail = self._tail
             tail.check()
@@ -203,6 +205,8 @@ class EventLog:
                 lines.append(line)
                 seq, head = seq + 1, chain.digest(line)
             full = tail.append(lines, head)
+            self.written += len(lines)
+            self.seconds += time.perf_counter() - started
         if full:
             self._rotate()
 

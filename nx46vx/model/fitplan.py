@@ -14,7 +14,6 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter
 
-from nx46vx.features.cache import FeatureCache
 from nx46vx.model.blocks import LaneRequest, start_request
 from nx46vx.model.candidates import TILE, Candidate, Grid
 from nx46vx.model.neuron import NeuronSpec
@@ -118,6 +117,8 @@ def open_fit_data(plan: FitPlan, cache_root: Path, sink: EventSink) -> FitData:
     Raises:
         IntegrityError: an entry is missing or damaged.
     """
+    from nx46vx.features.cache import FeatureCache  # loads what computes features, which trials do not need
+
     cache = FeatureCache(cache_root, sink=sink)
     return FitData(
         plan.pool, [cache.open(key) for key in plan.train_keys], [cache.open(key) for key in plan.validation_keys]

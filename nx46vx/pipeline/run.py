@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from nx46vx.errors import NX46Error, StoppedError
 from nx46vx.logs import say
 from nx46vx.paths import RunPaths
 from nx46vx.pipeline.choose import choose
+from nx46vx.pipeline.clustering import Machines, check_machines, find_machines
 from nx46vx.pipeline.dataset import find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
 from nx46vx.pipeline.governing import check_budget, remember_phases
 from nx46vx.pipeline.planfile import write_plan
+from nx46vx.pipeline.profiling import Profiler, short
 from nx46vx.pipeline.screen import make_screen
 from nx46vx.pipeline.segment import segment
 from nx46vx.pipeline.session import Session, open_session
@@ -31,11 +34,12 @@ from nx46vx.pipeline.standing import check_run, finished_report
 from nx46vx.pipeline.watching import Monitor, TrainWatch
 from nx46vx.runtime.budget import State, Work
 from nx46vx.runtime.costs import CostBook
+from nx46vx.runtime.gpu_phases import GpuLedger, PhaseUse
 from nx46vx.runtime.numeric import numeric_environment
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings, result_keys
 from search.executor import Executor
-from search.resources import Resources, plan_resources, usable_cpus
+from search.resources import Resources, usable_cpus
 
 
 def run(
@@ -51,24 +55,39 @@ def run(
     if finished is not None and not differing:
         return finished
     check_budget(settings, CostBook(RunPaths(root).costs))
-    stop = StopFlag()
-    with stop.on_signals(), open_session(root, settings, stop, fresh=fresh, differing=differing) as session:
-        resources = plan_resources(settings.resources)
+    stop, asked = StopFlag(), settings.resources
+    with stop.on_signals(), contextlib.ExitStack() as owned:
+        machines, device = Machines(), None
+        if executor is None and asked.executor == "ray" and asked.ray_address is not None:
+            executor = owned.enter_context(contextlib.closing(make_executor(settings)))
+            executor.connect()
+            machines = find_machines(asked)
+            device = machines.resources(asked).device.label
+        session = owned.enter_context(
+            open_session(root, settings, stop, fresh=fresh, differing=differing, device=device)
+        )  # fmt: skip
+        resources, profiler = machines.resources(asked), Profiler(session)
         _boot(session, resources)
-        owned = executor is None
-        executor = executor or make_executor(settings)
+        if machines.nodes:
+            check_machines(session, machines.nodes)
+        ledger = GpuLedger(
+            session.log, resources.device, wanted=asked.device != "cpu", share=asked.gpus_per_trial != "auto"
+        )
+        ledger.announce()
+        if executor is None:
+            executor = owned.enter_context(contextlib.closing(make_executor(settings)))
         watch = TrainWatch()
-        monitor = Monitor(session, watch, make_screen())
+        monitor = Monitor(session, watch, make_screen(), memory=profiler.peaks.read)
         try:
             with monitor.running(settings.budget.heartbeat_seconds):
-                fit, value = _stages(session, resources, executor, watch)
+                fit, value = _stages(session, resources, executor, watch, profiler, ledger)
             return finish(session, fit, value)
         finally:
             with contextlib.suppress(NX46Error):  # another error may be on its way, which the log has its part in
                 session.governor.finish(complete=False)
+            with contextlib.suppress(NX46Error):
+                profiler.finish(complete=False)
             session.costs.save()
-            if owned:
-                executor.close()
 
 
 def make_executor(settings: Settings) -> Executor:
@@ -91,16 +110,17 @@ def workers(settings: Settings) -> int:
 
 
 def _stages(
-    session: Session, resources: Resources, executor: Executor, watch: TrainWatch
-) -> tuple[FitResult, dict[str, Any]]:
-    seconds: dict[str, float] = {}
-    governor = session.governor
+    session: Session, resources: Resources, executor: Executor, watch: TrainWatch, profiler: Profiler,
+    ledger: GpuLedger,
+) -> tuple[FitResult, dict[str, Any]]:  # fmt: skip
+    seconds, governor = profiler.phases, session.governor
 
     @contextmanager
-    def stage(name: str) -> Iterator[None]:
+    def stage(name: str) -> Iterator[PhaseUse]:
         started = time.monotonic()
         session.log.emit("STAGE_START", stage=name)
-        yield
+        with ledger.phase(name) as use:
+            yield use
         seconds[name] = time.monotonic() - started
         session.log.emit("STAGE_END", stage=name, seconds=seconds[name])
 
@@ -111,32 +131,40 @@ def _stages(
             if not session.paths.plan.exists():
                 write_plan(session, cases, None)
         governor.check()
-        with stage("features"):
-            data, holdout, keys = load_samples(session, cases, mapper)
+        with stage("features") as use:
+            data, holdout, keys = load_samples(session, cases, mapper, use)
     governor.check()
     with stage("freeze"):
         plan = freeze(session, cases, data, keys)
-    with stage("train_supervised"):
-        plan, records, complete = search(session, cases, data, plan, resources, executor, watch)
+    profiler.plan, profiler.samples = plan, data.train_samples
+    with stage("train_supervised") as use:
+        plan, records, complete = search(session, cases, data, plan, resources, executor, watch, profiler.tally)
+        use.on_gpu(profiler.tally.gpu_seconds)
+        if not profiler.tally.lane_iterations:
+            use.nothing_to_do()
         fit = FitResult(plan, records, data, holdout, complete)
     if not complete:
         _flush(session, fit)
     with stage("ensemble"):
         choice = choose(session, cases, fit)
     session.costs.add("ensemble", seconds["ensemble"])
-    with stage("segment"):
+    with stage("segment") as use:
+        if all(session.paths.mask(case.case_id).exists() for case in cases.dataset.test):
+            use.nothing_to_do()
         segmented = segment(session, cases, choice.ensemble, counts=complete)
     with stage("package"):
         started = time.monotonic()
         submission = package(session, cases, segmented["foreground"])
         session.costs.add("package", time.monotonic() - started)
-    value = report(session, cases, fit, choice, segmented, submission, seconds)
+    profiler.plan = plan
+    measured = {"gpu": ledger.figures(), "profile": short(profiler.finish(complete=complete))}
+    value = report(session, cases, fit, choice, segmented, submission, seconds, measured)
     session.log.emit(
         "GLOBAL_STATS", candidates=len(records), meta_neurons=len(plan.neurons), complete=complete,
         iterations=sum(int(record["iter"]) for record in records.values()), seconds=seconds,
         engine_seconds=sum(float(record["seconds"]) for record in records.values()),
         train_pair_coverage_pct_effective=cases.coverage.pct, coverage_gap_reason=cases.coverage.reason,
-        coverage_gap_is_justified=cases.coverage.justified, reduced=session.settings.reduced,
+        coverage_gap_is_justified=cases.coverage.justified, reduced=session.settings.reduced, **ledger.figures(),
     )  # fmt: skip
     governor.finish(complete=complete)
     if not complete:
@@ -189,6 +217,7 @@ def _boot(session: Session, resources: Resources) -> None:
             "memory_available_bytes": memory.available,
             "device": resources.device.name,
             "device_reason": resources.device.reason,
+            "gpus": [asdict(gpu) for gpu in resources.device.gpus],
         },
         resources={
             "engines": resources.engines,
@@ -197,7 +226,7 @@ def _boot(session: Session, resources: Resources) -> None:
             "most_in_flight": resources.most_in_flight,
             "gpus_per_trial": resources.gpus_per_trial,
         },
-        numeric_environment=numeric_environment(resources.device.name),
+        numeric_environment=numeric_environment(session.device),
     )
     session.log.emit("PHASE_WEIGHT_CALIBRATION", weights=dict(session.progress.weights))
     marked = " REDUCED" if session.settings.reduced else ""

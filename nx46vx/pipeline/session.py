@@ -77,11 +77,13 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    root: Path, settings: Settings, stop: StopFlag, *, fresh: bool, differing: Sequence[str] = ()
-) -> Iterator[Session]:
+    root: Path, settings: Settings, stop: StopFlag, *, fresh: bool, differing: Sequence[str] = (),
+    device: str | None = None,
+) -> Iterator[Session]:  # fmt: skip
     """Hold the run directory: make or check it, take its lock, open the driver's event writer.
 
     ``differing``: what ``check_run`` found to differ and is to be retrained; the results it decided are set aside.
+    ``device``: what computes, where that is not this machine's.
 
     Raises (besides ``check_directory``'s):
         LockedError: another process runs there.
@@ -106,8 +108,8 @@ def open_session(
             governor = make_governor(settings, costs, log, stop)
             yield Session(
                 settings, paths, str(identity["run_id"]), lock.fence, log, stop,
-                choose_device(settings.resources.device).name, costs, governor,
-                make_progress(settings, paths), retrain=bool(differing),
+                device or choose_device(settings.resources.device, settings.resources.gpu_policy).label,
+                costs, governor, make_progress(settings, paths), retrain=bool(differing),
             )  # fmt: skip
         finally:
             log.close()

@@ -35,6 +35,7 @@ _TRAVELS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"submission\.zip", 16384 * _MIB),
         (r"report\.json", 256 * _MIB),
         (r"report\.md", 64 * _MIB),
+        (r"RUN_PROFILE_SUMMARY\.json", _MIB),
     )
 )
 
