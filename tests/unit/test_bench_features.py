@@ -52,3 +52,11 @@ def test_inference_is_measured_in_a_process_of_its_own(small: None) -> None:
 def test_a_child_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match="TypeError"):
         children.in_child("nx46vx.bench.inference", "run", edge="no number", repetitions=1)
+
+
+@pytest.mark.slow
+def test_a_competition_volume_takes_little_memory() -> None:
+    found = children.in_child("nx46vx.bench.inference", "run", edge=320, repetitions=0)
+    assert found["peak_bytes"] < 2.5e9
+    found = children.in_child("nx46vx.bench.features", "sampled_volume", edge=320)
+    assert found["peak_bytes"] < 2.5e9
