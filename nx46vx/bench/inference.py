@@ -69,6 +69,6 @@ def random_ensemble(seed: int = 0) -> Ensemble:
             scale=tuple(rng.uniform(0.5, 1.5, 3 * VIEW).tolist()), curvature=1.0, prior=0.5, natural_prior=0.08,
             log_variance=1.0, weights_digest="",
         )  # fmt: skip
-        theta = tuple(rng.normal(0.0, 0.3, 3 * VIEW + 1).tolist())
+        theta = tuple(rng.normal(0.0, 1.5, 3 * VIEW + 1).tolist())
         members.append(Member(f"neuron{number}", spec, theta, 1.0 / MEMBERS))
     return Ensemble(tuple(members), 0.1)

@@ -97,7 +97,9 @@ def iter_blocks(
         x = np.empty((len(names), *edges), np.float32)
         g = np.empty((len(names) if gradients else 0, *edges), np.float32)
         each_plane(features, window, volume.shape, partial(_fill, x, g, how), threads=threads)
+        del features
         yield window, x, g
+        del x, g  # the next block's are made before the caller lets go of the yielded ones
 
 
 def _fill(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
+import subprocess
 import sys
 import types
 from typing import Any
@@ -290,6 +293,26 @@ def test_code_that_gives_other_bits_is_not_used(monkeypatch: pytest.MonkeyPatch)
     found, reason = backend_module.compiled.__wrapped__()
     assert found is None
     assert "other bits" in reason
+
+
+NARROW = """
+import sys
+from nx46vx.features import jit
+jit.host = lambda: jit.Machine(sys.argv[1], "", int(sys.argv[2]))
+from nx46vx.features.backend import compiled
+print(compiled()[1])
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 processors")
+@pytest.mark.parametrize(("processor", "width"), [("x86-64", 4), ("haswell", 8)])
+def test_older_processors_give_the_same_bits(processor: str, width: int) -> None:
+    """Code for them, run here: shorter vectors, no fused operations, no rounding instruction."""
+    said = subprocess.run(
+        [sys.executable, "-c", NARROW, processor, str(width)], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert said.stdout.strip() == "it gives the arrays' bits"
 
 
 class Device(np.lib.mixins.NDArrayOperatorsMixin):
