@@ -89,7 +89,7 @@ for line in sys.stdin:
     if before is None:
         call(json.loads(line))
         before = status("VmHWM")
-        resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + (1 << 30),) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + (6 << 30),) * 2)  # threads reserve much of it
     print(json.dumps({**call(json.loads(line)), "grown": status("VmHWM") - before}), flush=True)
 """
 
