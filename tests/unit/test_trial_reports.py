@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from trainables import tune_adapter
+from trainables.task import Spent
 from trainables.tune_adapter import CandidateTrial, RemoteEngine
 
 
@@ -35,7 +36,7 @@ class Task:
     """A candidate of one block; what it has computed is committed one report later."""
 
     def __init__(self) -> None:
-        self.done, self.committed, self.took = False, 0, []
+        self.done, self.committed, self.took, self.spent = False, 0, [], Spent()
 
     @property
     def record(self) -> dict[str, Any]:
