@@ -302,17 +302,25 @@ def test_no_secret_gets_into_a_run_its_log_its_archive_or_its_output(
     assert (executor == "ray") == any(name.startswith("events.out.tfevents") for name in names)
 
 
+@pytest.mark.parametrize("executor", ["inline", "ray"])
 def test_no_secret_gets_into_the_report_of_a_failure(
-    environment: dict[str, str], canaries: dict[str, str], tmp_path: Path, tiny_data: Path
+    environment: dict[str, str], canaries: dict[str, str], tmp_path: Path, tiny_data: Path, executor: str
 ) -> None:
-    """A fault of the program itself, with its traceback: put into the process as it starts."""
+    """A fault of the program itself, with its traceback: put into every process of the run as it starts."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(FAULT)
-    config = write_config(tmp_path / "tiny.yaml", flat={"grid.meta_neurons": 1, "grid.l1": [0.01]})
+    config = write_config(tmp_path / "tiny.yaml", flat={
+        "resources.executor": executor, "resources.trials_in_flight": 1, "grid.meta_neurons": 1, "grid.l1": [0.01],
+    })  # fmt: skip
     paths = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()])])
     root = tmp_path / "runs" / "run"
     said = run_and_search({**environment, "PYTHONPATH": paths}, canaries, root, config, tiny_data, 1)
-    assert "Traceback" in said and "put here" in said
+    assert "put here" in said
+    if executor == "inline":
+        assert "Traceback" in said
+    else:
+        reports = [path.read_text() for path in root.rglob("error.txt")]
+        assert reports and all("Failure" in report and "put here" in report for report in reports)
 
 
 FAULT = """
@@ -321,14 +329,17 @@ from importlib.machinery import PathFinder
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name != "trainables.task":
+        if name not in ("trainables.task", "search.tune_runner"):
             return None
         spec = PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module
 
         def with_fault(module):
             execute(module)
-            module.CandidateTask.advance = fail
+            if name == "trainables.task":
+                module.CandidateTask.advance = fail
+            else:
+                module.RETRIES = 0  # once is enough
 
         spec.loader.exec_module = with_fault
         return spec
