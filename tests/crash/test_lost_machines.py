@@ -29,7 +29,7 @@ from nx46vx.settings import Settings
 from search.cluster import prepare_environment
 
 STORE_BYTES = 128 << 20
-LONG = {"grid.meta_neurons": 1, "grid.max_iter": 9000}
+LONG = {"grid.meta_neurons": 1, "grid.max_iter": 5000}
 
 
 @pytest.fixture
@@ -121,22 +121,27 @@ def test_a_run_goes_on_without_a_node_that_was_killed(
 def test_trials_that_outlive_their_driver_write_while_the_next_session_runs_and_harm_nothing(
     cluster: Any, room: Path, straight: Path, command: list[object], processes: Callable[..., Process]
 ) -> None:
-    """The driver alone is killed, and the cluster, which stands still, does not notice: the trials go on while another
-    session, without Ray, because that starts fast, takes their candidates over."""
+    """The driver alone is killed while the cluster stands still, as if its machines had been put to sleep. When another
+    session (without Ray, because that starts fast) is about to search, the old trials wake up, and go on."""
     process, root = processes(*command), room / "run"
     process.wait_for(lambda: at_work(cluster, root) and commits(root) >= 20)
     daemons = [psutil.Process(one.pid) for one in daemons_of(cluster)]
-    for one in daemons:
-        one.suspend()
+    workers = [one for node in cluster.list_all_nodes() for one in processes_of(node)]
     try:
+        for one in [*daemons, *workers]:
+            one.suspend()
         assert process.kill_driver()
         killed = time.monotonic()
         last = processes(*command, "--set", "resources.executor=inline")
         assert last.started - killed < 1.0
+        last.wait_for(lambda: "features: " in last.said)
+        for one in workers:
+            one.resume()
         assert last.ended() == 0, last.said
     finally:
-        for one in daemons:
-            one.resume()
+        for one in [*daemons, *workers]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.resume()
     check_same(root, straight)
     began = next(event["ts_ns"] for event in events(root, "BOOT") if event["fence"] == 2)
     late = [e for e in events(root, all_lines=True) if e["fence"] == 1 and e["ts_ns"] > began]
