@@ -65,7 +65,10 @@ class Process:
         return self.popen.poll() is None
 
     def family(self) -> list[psutil.Process]:
-        """The driver first, then Ray's daemons, the engine and the trials."""
+        """The driver first, then Ray's daemons, the engine and the trials; nobody once it has ended: another process
+        may have its number by then."""
+        if not self.running:
+            return []
         try:
             driver = psutil.Process(self.popen.pid)
             return [driver, *driver.children(recursive=True)]
