@@ -488,7 +488,7 @@ def test_a_run_never_goes_back_and_reaches_100_only_at_its_end(
 ) -> None:
     run(tiny_settings(tiny_data, RUNS[kind]), tmp_path / "run")
     values = shown(tmp_path / "run")
-    assert values == sorted(values) and len(set(values)) > 4
+    assert values == sorted(values) and len(set(values)) > 2  # a run of half a second
     assert whole_only_at_the_end(tmp_path / "run")
     assert nothing_wrong(tmp_path / "run")
 
@@ -508,10 +508,7 @@ def test_neither_does_a_run_of_several_sessions(tmp_path: Path, tiny_data: Path,
     assert nothing_wrong(root)
 
 
-LATER = pytest.mark.skip(reason="hangs since engines own tiles: to be mended")
-
-
-@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=LATER)])
+@pytest.mark.parametrize("executor", ["inline", "ray"])
 def test_trials_report_what_the_store_has_and_nothing_else(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, executor: str
 ) -> None:
