@@ -19,7 +19,7 @@ from nx46vx.paths import RunPaths
 from nx46vx.runtime.checkpoint.store import Checkpoint, CheckpointStore
 from nx46vx.runtime.sink import EventSink
 
-_INTEGERS = frozenset({"iter", "active_weights", "restart"})
+_INTEGERS = ("iter", "active_weights", "restart")
 
 
 @dataclass
@@ -153,19 +153,18 @@ class CandidateTask:
 
     def _told_of(self, block: BlockResult) -> Iterator[dict[str, Any]]:
         """The fields of a block's events: every iteration, then the KPIs."""
+        common = {"candidate_id": self.candidate.candidate_id, "stage": "train_supervised"}
+        iteration = {**common, "substage": "fit_prox_iter", "file": None}
         for row in block.iterations.tolist():
             fields = dict(zip(ITERATION_FIELDS, row, strict=True))
-            yield self._progress("fit_prox_iter", {k: int(v) if k in _INTEGERS else v for k, v in fields.items()})
+            for name in _INTEGERS:
+                fields[name] = int(fields[name])
+            yield {**iteration, **self._place(fields["iter"]), **fields}
         for kpi in block.kpis:
-            yield self._progress("fit_kpi", kpi)
+            yield {**common, "substage": "fit_kpi", "file": None, **self._place(kpi["iter"]), **kpi}
 
-    def _progress(self, substage: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        done = fields["iter"]
-        return {
-            "candidate_id": self.candidate.candidate_id, "stage": "train_supervised", "substage": substage,
-            "file": None, "epoch": (done - 1) // self.plan.max_iter, "iter": done, "index": done,
-            "total": self.until, **fields,
-        }  # fmt: skip
+    def _place(self, done: int) -> dict[str, int]:
+        return {"epoch": (done - 1) // self.plan.max_iter, "iter": done, "index": done, "total": self.until}
 
     def _event(self, event: str, **fields: Any) -> None:
         self.sink.emit(event, candidate_id=self.candidate.candidate_id, **fields)
