@@ -46,8 +46,15 @@ class CandidateTask:
     checkpoint: Checkpoint | None = field(init=False)
     spent: Spent = field(init=False, default_factory=Spent)
     _resumed: Checkpoint | None = field(init=False, default=None)
+    _fitted: dict[str, Any] = field(init=False)  # what each checkpoint says of the model
+    _position: dict[str, int] = field(init=False)  # the candidate's place in the grid
 
     def __post_init__(self) -> None:
+        spec = self.plan.spec(self.candidate.meta_neuron).digest
+        self._fitted = {**self.candidate.to_json(), "spec": spec, "method": self.plan.method}
+        self._position = {
+            "candidate_index": self.plan.grid.index(self.candidate), "candidate_total": len(self.plan.candidates),
+        }  # fmt: skip
         self.checkpoint = self.store.latest(self.candidate.candidate_id, sink=self.sink)
         if self.checkpoint is None:
             self.state = self.plan.start(self.candidate, self.until).state
@@ -115,19 +122,8 @@ class CandidateTask:
         epoch, within = divmod(done, self.plan.max_iter)
         self.checkpoint = self.store.commit(
             self.candidate.candidate_id,
-            cursor={
-                "epoch": epoch,
-                "candidate_index": self.plan.grid.index(self.candidate),
-                "candidate_total": len(self.plan.candidates),
-                "iter": within,
-                "max_iter": self.plan.max_iter,
-            },
-            model_state={
-                **self.candidate.to_json(),
-                "spec": self.plan.spec(self.candidate.meta_neuron).digest,
-                "method": self.plan.method,
-                "iterations": done,
-            },
+            cursor={**self._position, "epoch": epoch, "iter": within, "max_iter": self.plan.max_iter},
+            model_state={**self._fitted, "iterations": done},
             arrays=self.state.arrays(),
             metrics=self.metrics,
             data_cursor=self.plan.data_cursor,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from nx46vx.errors import IntegrityError, NX46Error, UsageError, from_os_error
 from nx46vx.runtime.checkpoint import manifest as manifests
@@ -112,7 +113,7 @@ class CheckpointStore:
             sha512_payload=fields["sha512_payload"], bytes=len(payload) + len(manifest),
             seconds=time.perf_counter() - started,
         )  # fmt: skip
-        return Checkpoint(path, manifests.parse(manifest), self._files)
+        return Checkpoint(path, orjson.loads(manifest), self._files)
 
     def latest(self, owner: str, sink: EventSink | None = None) -> Checkpoint | None:
         """The newest valid checkpoint in either root, read whole and checked; None if there is none.
