@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nx46vx.errors import UsageError, from_os_error
 
 ENV_PREFIX = "NX46VX_"
-MAX_YAML_BYTES, MAX_YAML_DEPTH = 128 << 10, 16
+MAX_YAML_BYTES, MAX_YAML_DEPTH = 64 << 10, 16
 _UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 GRID_L1 = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 GRID_L2 = (1e-4, 1e-3, 1e-2)
@@ -69,6 +69,7 @@ class FeatureSettings(_Section):
     block: int = Field(160, ge=32, le=1024, description="edge of the blocks a volume is processed in, in voxels")
     cache_dir: Path | None = Field(None, description="feature cache; empty: ~/.cache/nx46vx/features")
     workers: Auto | Annotated[int, Field(ge=1, le=256)] = Field("auto", description="cases computed at once")
+    store: Literal["npy", "zarr"] = Field("npy", description="how the cache keeps features: mapped, or compressed")
 
 
 class GridSettings(_Section):
@@ -222,6 +223,7 @@ EXECUTION_KEYS = (
     "features.cache_dir",
     "features.workers",
     "features.block",
+    "features.store",
     "data.dir",
 )
 
@@ -322,9 +324,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(raw.decode(), Loader=_StrictLoader)
     except UnicodeDecodeError as error:
-        raise UsageError("the configuration is no text", where=path, fix="pass a YAML file") from error
+        raise UsageError("the configuration is no text", where=path, found=error, fix="pass a YAML file") from error
     except _UNREADABLE as error:
-        raise UsageError("the configuration is not valid YAML", where=path, found=error, fix="mend it there") from error
+        raise UsageError(
+            "the configuration is not valid YAML", where=path, found=" ".join(str(error).split()), fix="mend it there"
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict):

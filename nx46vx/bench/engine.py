@@ -10,19 +10,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from nx46vx.bench.frame import Figure, Outcome, in_turn, ratios
-from nx46vx.bench.lanes import learnable_data, neurons_of, plan_of
+from nx46vx.bench.lanes import NEURONS, iterations_ns, learnable_data, neurons_of, plan_of
 from nx46vx.bench.serial import serial_fit
 from nx46vx.model.blocks import LaneRequest
-from nx46vx.model.candidates import TILE, Candidate
 from nx46vx.model.engine import FitEngine
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.model.passes import Passes
 from nx46vx.model.samples import FitData
-from nx46vx.model.solver import TileSolver
 from search.resources import usable_cpus
-
-#: Meta-neurons of the grid that no configuration may cut.
-NEURONS = 9
 
 
 @dataclass(frozen=True)
@@ -55,9 +50,9 @@ def measure(sizes: Sizes) -> Outcome:
     for spec in plan.neurons:
         engine.add_neuron(spec)
     sides: dict[str, Callable[[], float]] = {
-        "grid": lambda: _iterations(passes, plan, plan.candidates, sizes.iterations),
+        "grid": lambda: iterations_ns(passes, plan, plan.candidates, sizes.iterations),
         "block": _blocks(engine, plan, data),
-        "one": lambda: _iterations(passes, plan, plan.candidates[:1], sizes.one_lane_iterations),
+        "one": lambda: iterations_ns(passes, plan, plan.candidates[:1], sizes.one_lane_iterations),
         "serial_1": lambda: _serial(data, plan, sizes.serial_iterations, 1),
         "serial_all": lambda: _serial(data, plan, sizes.serial_iterations, threads),
     }
@@ -76,25 +71,6 @@ def measure(sizes: Sizes) -> Outcome:
         Figure("ratio_vs_single_lane", "one lane against the grid", ratios(found["one"], found["grid"])),
     ]
     return Outcome("engine", figures, facts)
-
-
-def _iterations(passes: Passes, plan: FitPlan, candidates: list[Candidate], iterations: int) -> float:
-    """The engine's iterations for some lanes, from the start: a pass over the samples, and a solver's step."""
-    grid, neurons = plan.grid, sorted({candidate.meta_neuron for candidate in candidates})
-    active = {k: np.zeros(TILE, bool) for k in neurons}
-    l1, l2 = (np.ones((NEURONS, TILE)) for _ in range(2))
-    for candidate in candidates:
-        slot = grid.lane(candidate)
-        active[candidate.meta_neuron][slot] = True
-        l1[candidate.meta_neuron, slot], l2[candidate.meta_neuron, slot] = candidate.l1, candidate.l2
-    solvers = {k: TileSolver(plan.spec(k).columns, l1[k], l2[k], plan.spec(k).curvature, plan.method) for k in neurons}
-    started = time.perf_counter()
-    for _ in range(iterations):
-        gradients = passes.gradients({k: solver.point for k, solver in solvers.items()}, active)
-        for k, solver in solvers.items():
-            solver.step(*gradients[k], active[k])
-    seconds = time.perf_counter() - started
-    return 1e9 * seconds / (passes.data.train_samples * len(candidates) * iterations)
 
 
 def _blocks(engine: FitEngine, plan: FitPlan, data: FitData) -> Callable[[], float]:

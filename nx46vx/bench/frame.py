@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+#: Units that the ending of a name tells.
+_UNITS = {"per_s": "1/s", "_s": "s", "seconds": "s", "_gib": "GiB"}
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -62,6 +65,21 @@ class Outcome:
             **{figure.name: figure.median for figure in self.figures},
             "spread": {figure.name: figure.to_json() for figure in self.figures},
         }
+
+
+def outcome_of(bench: str, found: Mapping[str, Any], bounds: Mapping[str, tuple[str, float]]) -> Outcome:
+    """What was measured under plain names. A list is a figure taken some times, and so is a single number with a
+    fraction; counts and words are sizes. ``bounds``: name -> (``at_least`` or ``at_most``, value)."""
+    figures, sizes = [], {}
+    for name, value in found.items():
+        if isinstance(value, list | float):
+            values = tuple(value) if isinstance(value, list) else (value,)
+            unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
+            bound = dict([bounds[name]]) if name in bounds else {}
+            figures.append(Figure(name, name.removesuffix("_s").replace("_", " "), values, unit, **bound))
+        else:
+            sizes[name] = value
+    return Outcome(bench, figures, sizes)
 
 
 def in_turn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from itertools import combinations
 
@@ -9,15 +10,17 @@ import numpy as np
 
 from nx46vx.model.blocks import KPI_EVERY
 from nx46vx.model.calibration import random_samples
-from nx46vx.model.candidates import Candidate, Grid
+from nx46vx.model.candidates import TILE, Candidate, Grid
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.model.neuron import NeuronSpec, prepare_neuron
+from nx46vx.model.passes import Passes
 from nx46vx.model.samples import FitData
+from nx46vx.model.solver import TileSolver
 from nx46vx.runtime.digest import digest_json
 from nx46vx.settings import GridSettings
 
-#: Features in the pool and in a view, as in the shipped configurations.
-POOL, VIEW = 24, 6
+#: Features in the pool and in a view, and meta-neurons, as in the shipped configurations.
+POOL, VIEW, NEURONS = 24, 6, 9
 
 
 def grid_of_the_product() -> tuple[Grid, GridSettings]:
@@ -68,3 +71,25 @@ def plan_of(data: FitData, specs: list[NeuronSpec], run_id: str) -> FitPlan:
 def spread_out(candidates: list[Candidate], count: int) -> list[Candidate]:
     """So many candidates, evenly from all over the grid."""
     return [candidates[index * len(candidates) // count] for index in range(min(count, len(candidates)))]
+
+
+def iterations_ns(passes: Passes, plan: FitPlan, candidates: list[Candidate], iterations: int) -> float:
+    """The engine's iterations for some lanes, from the start: a pass over the samples, and a solver's step.
+
+    Nanoseconds per sample, lane and iteration. ``passes`` knows the plan's neurons.
+    """
+    grid, neurons = plan.grid, sorted({candidate.meta_neuron for candidate in candidates})
+    active = {k: np.zeros(TILE, bool) for k in neurons}
+    l1, l2 = (np.ones((len(plan.neurons), TILE)) for _ in range(2))
+    for candidate in candidates:
+        slot = grid.lane(candidate)
+        active[candidate.meta_neuron][slot] = True
+        l1[candidate.meta_neuron, slot], l2[candidate.meta_neuron, slot] = candidate.l1, candidate.l2
+    solvers = {k: TileSolver(plan.spec(k).columns, l1[k], l2[k], plan.spec(k).curvature, plan.method) for k in neurons}
+    started = time.perf_counter()
+    for _ in range(iterations):
+        gradients = passes.gradients({k: solver.point for k, solver in solvers.items()}, active)
+        for k, solver in solvers.items():
+            solver.step(*gradients[k], active[k])
+    seconds = time.perf_counter() - started
+    return 1e9 * seconds / (passes.data.train_samples * len(candidates) * iterations)

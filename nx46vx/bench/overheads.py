@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from nx46vx.bench.frame import Figure, in_turn
-from nx46vx.bench.lanes import learnable_data, neurons_of, plan_of, spread_out
+from nx46vx.bench.lanes import NEURONS, iterations_ns, learnable_data, neurons_of, plan_of, spread_out
 from nx46vx.events import EventLog, seal_run
 from nx46vx.model.blocks import BlockResult, LaneRequest
-from nx46vx.model.calibration import seconds_per_cell
-from nx46vx.model.candidates import TILE, Candidate
+from nx46vx.model.candidates import Candidate
 from nx46vx.model.factory import build_engine
 from nx46vx.model.fitplan import FitPlan
+from nx46vx.model.passes import Passes
+from nx46vx.model.samples import FitData
 from nx46vx.paths import RunPaths
 from nx46vx.runtime.checkpoint import Checkpoint, CheckpointStore
 from nx46vx.runtime.digest import canonical_json
@@ -86,17 +87,18 @@ class Playback:
 
 
 def overheads(folder: Path, candidates: int, repetitions: int, *, calibration: int) -> list[Figure]:
-    """Costs of the log and of checkpoints in one root and in two. ``candidates`` are run in each repetition,
-    ``calibration`` samples time the engine beside them."""
-    data = learnable_data(4096, 1024)
-    grid_neurons = 9
-    plan = plan_of(data, neurons_of(data, grid_neurons), "bench")
+    """Costs of the log and of checkpoints in one root and in two. ``candidates`` are run in each repetition; beside
+    them the whole grid iterates over ``calibration`` samples, so that a busy spell hits both."""
+    small, larger = learnable_data(4096, 1024), learnable_data(calibration, 1024)
+    plan = plan_of(small, neurons_of(small, NEURONS), "bench")
     chosen = spread_out(plan.candidates, candidates)
-    engine = _recorded(plan, data, chosen)
-    threads, width = usable_cpus(), len(plan.neurons[0].view)
+    engine = _recorded(plan, small, chosen)
+    timed = plan_of(larger, neurons_of(larger, NEURONS), "bench")
+    passes = Passes(larger, seed=timed.seed, threads=usable_cpus())
+    for spec in timed.neurons:
+        passes.add(spec)
     lanes = len(plan.candidates)
     cells = FULL_SAMPLES * lanes * plan.max_iter
-    padded = TILE * grid_neurons / lanes  # a tile costs the same with 15 lanes as with 16
     spent: dict[str, list[Spent]] = {"one": [], "two": []}
 
     def run(name: str, mirror: bool) -> float:
@@ -105,13 +107,14 @@ def overheads(folder: Path, candidates: int, repetitions: int, *, calibration: i
         return found.store
 
     sides = {
-        "engine": lambda: padded * seconds_per_cell(width, device="cpu", threads=threads, samples=calibration),
+        "engine": lambda: iterations_ns(passes, timed, timed.candidates, 3),
         "one": lambda: run("one", False),
         "two": lambda: run("two", True),
     }
-    cell = in_turn(sides, repetitions)["engine"]
+    cell_ns = in_turn(sides, repetitions)["engine"]
+    passes.close()
     one, two = spent["one"][1:], spent["two"][1:]
-    engine_s = [cells * seconds for seconds in cell]
+    engine_s = [1e-9 * cells * each for each in cell_ns]
     scale = lanes / len(chosen)
     log_s = [scale * (each.opening + each.emitting) for each in one]
     one_s, two_s = ([scale * each.store for each in all_of] for all_of in (one, two))
@@ -122,7 +125,7 @@ def overheads(folder: Path, candidates: int, repetitions: int, *, calibration: i
     return [
         Figure("fit_us_per_event", "event inside a fit, its fields included",
                tuple(1e6 * each.emitting / each.events for each in one), "us", at_most=10.0),
-        Figure("engine_ns_per_sample_lane_iter", "engine, short calibration", tuple(1e9 * each for each in cell), "ns"),
+        Figure("engine_ns_per_sample_lane_iter", "engine, short calibration", cell_ns, "ns"),
         Figure("full_run_engine_s", "engine, full-size run", tuple(engine_s), "s"),
         Figure("full_run_log_s", "log, full-size run", tuple(log_s), "s"),
         Figure("full_run_checkpoints_s", "checkpoints, full-size run", tuple(one_s), "s"),
@@ -133,7 +136,7 @@ def overheads(folder: Path, candidates: int, repetitions: int, *, calibration: i
     ]  # fmt: skip
 
 
-def _recorded(plan: FitPlan, data: Any, candidates: list[Candidate]) -> Playback:
+def _recorded(plan: FitPlan, data: FitData, candidates: list[Candidate]) -> Playback:
     """Fit some candidates on few samples and keep every block."""
     engine = build_engine(plan, data)
     blocks: dict[tuple[Candidate, str], BlockResult] = {}

@@ -10,7 +10,7 @@ import orjson
 import typer
 
 from nx46vx import __version__
-from nx46vx.cli import inspect, score
+from nx46vx.cli import cache, inspect, score
 from nx46vx.cli.bench import bench
 from nx46vx.errors import UsageError
 from nx46vx.runtime.lock import at_rest
@@ -133,6 +133,7 @@ checkpoint = typer.Typer(help="Checkpoints of a run.", no_args_is_help=True, ric
 checkpoint.command("export")(inspect.export)
 app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(bench, name="bench")
+app.add_typer(cache.app, name="cache")
 
 
 def _settle(config: Path | None, data: Path | None, out: Path | None, pairs: list[str] | None) -> tuple[Settings, Path]:

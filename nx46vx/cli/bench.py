@@ -54,6 +54,24 @@ def grid(
     _show(module.measure(sizes, folder), quick, json, folder)
 
 
+@bench.command()
+def features(quick: Quick = False, json: Json = False) -> None:
+    """The feature pool against SciPy filter by filter; a whole volume, a case's samples, the cache's warm start."""
+    from nx46vx.bench import features as module
+    from nx46vx.bench.frame import outcome_of
+
+    _show(outcome_of("features", module.measure(quick), module.BOUNDS), quick, json)
+
+
+@bench.command()
+def inference(quick: Quick = False, json: Json = False) -> None:
+    """The probability volume of a test case from an ensemble of nine: seconds and memory."""
+    from nx46vx.bench import inference as module
+    from nx46vx.bench.frame import outcome_of
+
+    _show(outcome_of("inference", module.measure(quick), module.BOUNDS), quick, json)
+
+
 def _show(outcome: Outcome, quick: bool, as_json: bool, folder: Path | None = None) -> None:
     import tempfile
 

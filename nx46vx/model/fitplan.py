@@ -82,12 +82,12 @@ class FitPlan:
         told = [spec.get("digest") for spec in value["neurons"]]
         for number, spec in enumerate(plan.neurons):
             if spec.meta_neuron != number or spec.digest != told[number]:
-                raise ValueError(f"meta-neuron {number} does not match its own digest")
+                raise ValueError(f"fit.neurons[{number}] does not match its own digest")
             if len(spec.shift) != 3 * len(spec.view) or len(spec.scale) != 3 * len(spec.view):
-                raise ValueError(f"meta-neuron {number} has {len(spec.view)} features and {len(spec.scale)} scales")
+                raise ValueError(f"fit.neurons[{number}] has {len(spec.view)} features and {len(spec.scale)} scales")
         pairs = len(set(plan.l1)) * len(set(plan.l2))
         if min(plan.max_iter, plan.block, pairs) < 1 or max(pairs, len(plan.l1) * len(plan.l2)) > TILE:
-            raise ValueError("max_iter, block, l1 or l2 is impossible")
+            raise ValueError("fit: max_iter, block, l1 or l2 is impossible")
         return plan
 
 

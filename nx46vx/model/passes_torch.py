@@ -158,7 +158,7 @@ class TorchPasses:
     def _place(self, case: Samples) -> tuple[torch.Tensor, torch.Tensor]:
         with warnings.catch_warnings():  # torch warns that the mapped file is read-only; nothing here writes to it
             warnings.simplefilter("ignore", UserWarning)
-            features = torch.from_numpy(case.features)
+            features = torch.from_numpy(np.asarray(case.features))
         return features.to(self.device), torch.from_numpy(case.y.astype(np.float32)).to(self.device)
 
     def _fold(self, tile: _Tile, theta: np.ndarray) -> torch.Tensor:

@@ -175,15 +175,9 @@ def _stages(
             f"{session.paths.submission.name} holds the best ensemble so far",
             fix="run the same command again to continue",
         )  # fmt: skip
-    remember_phases(
-        session.settings,
-        {
-            "discovery": seconds["discovery"], "load": seconds["freeze"], "train_data": seconds["features"],
-            "train_fit": seconds["train_supervised"], "segment": seconds["ensemble"] + seconds["segment"],
-            "package": seconds["package"],
-        },
-    )  # fmt: skip
     session.progress.set("package", 1.0)
+    if session.fence == 1:  # a resumed session did only a part of some phases
+        remember_phases(session.settings, session.progress.phase_seconds())
     return fit, value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,7 +37,7 @@ def check_run(root: Path, settings: Settings, *, fresh: bool = False, retrain: b
         IntegrityError: its configuration cannot be read.
     """
     check_directory(root, settings, fresh=fresh, retrain=True)
-    if not RunPaths(root).config.exists():
+    if not os.path.lexists(RunPaths(root).config):
         return []
     with at_rest(root):
         differing = [*_differing_keys(RunPaths(root).config, settings), *_differing_program(root)]
@@ -61,7 +62,7 @@ def check_directory(root: Path, settings: Settings, *, fresh: bool, retrain: boo
         )
     if not root.is_dir():
         raise UsageError("the run directory is a file", where=root, fix="choose another --out")
-    if not paths.config.exists():
+    if not os.path.lexists(paths.config):
         known = {paths.lock.name, f"{paths.lock.name}.fence", paths.identity.name}
         strange = sorted(
             entry.name for entry in root.iterdir() if entry.name not in known and not entry.name.startswith(".")

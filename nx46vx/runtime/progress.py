@@ -138,6 +138,13 @@ class Progress:
             if self.shares[phase] == 1.0:
                 self.ended.setdefault(phase, self.clock())
 
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds that each complete phase took in this session, from the end of the one before it."""
+        with self._lock:
+            ends = [(phase, self.ended[phase]) for phase in PHASES if phase in self.ended]
+        starts = [self.began, *(end for _, end in ends)]
+        return {phase: end - start for (phase, end), start in zip(ends, starts, strict=False)}
+
     @property
     def value(self) -> float:
         """Percent, 0 to 100; never less than it was. 100 only when every phase is complete."""

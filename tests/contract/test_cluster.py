@@ -102,7 +102,9 @@ def test_every_machine_has_an_engine_and_gets_the_features_once(
     (sent,) = events(root, "ENTRIES_SENT")
     assert len(entries) == 4  # three cases to train on and one to validate
     assert sent["entries"] == sent["times"] == 4, "two machines that share a cache were sent the same entries twice"
-    again = ended(cluster_run(over_ray(tmp_path / "c.yaml", tiny_data, cache, **THREE), tmp_path / "again", cluster.address))
+    again = ended(
+        cluster_run(over_ray(tmp_path / "c.yaml", tiny_data, cache, **THREE), tmp_path / "again", cluster.address)
+    )
     assert again.code == 0, again.stderr
     assert events(tmp_path / "again", "ENTRIES_SENT")[0]["times"] == 0
     assert results(tmp_path / "again") == results(plain)
@@ -154,9 +156,7 @@ def test_a_machine_that_does_not_see_the_run_directory_is_named_before_anything_
     assert not events(tmp_path / "run", "STAGE_START"), "work was begun"
 
 
-def test_another_token_is_refused_and_said(
-    tmp_path: Path, tiny_data: Path, machines: Callable[..., Machines]
-) -> None:
+def test_another_token_is_refused_and_said(tmp_path: Path, tiny_data: Path, machines: Callable[..., Machines]) -> None:
     cluster = machines(0)
     config = over_ray(tmp_path / "c.yaml", tiny_data, tmp_path / "cache")
     done = ended(cluster_run(config, tmp_path / "run", cluster.address, RAY_AUTH_TOKEN="0" * 64))

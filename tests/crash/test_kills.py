@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections import Counter
@@ -14,22 +13,19 @@ import psutil
 import pytest
 from processes import (
     Process,
-    candidate_of,
     check_whole,
     commits,
     engines,
+    held_in_the_middle,
     reopened,
     session_of,
     slowness,
     stage_of,
     still_there,
     through,
-    trials,
     whole_config,
 )  # fmt: skip
 from tiny import events
-
-from nx46vx.paths import RunPaths
 
 INLINE_SEEDS, INLINE_KILLS = range(8), 10
 RAY_KILLS = 5
@@ -211,22 +207,8 @@ def find_victim(process: Process, root: Path, kind: str, gone: set[int]) -> tupl
         relatives = process.family()[1:]
         if kind == "engine":
             found.extend((one, "") for one in engines(relatives) if one.pid not in gone)
-            return bool(found)
-        for one in trials(relatives):
-            if candidate_of(one, root) is None:
-                continue
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.suspend()
-                name = candidate_of(one, root)
-                if name is not None and not said_to_be_done(root, name):
-                    found.append((one, name))
-                    return True
-                one.resume()
-        return False
+        elif (held := held_in_the_middle(relatives, root)) is not None:
+            found.append(held)
+        return bool(found)
 
     return found[0] if process.until(there) else None
-
-
-def said_to_be_done(root: Path, candidate: str) -> bool:
-    """Whether a candidate's log holds its end; as bytes, because its writer may be in the middle of a line."""
-    return any(b'"CANDIDATE_DONE"' in path.read_bytes() for path in (RunPaths(root).events / candidate).glob("*.jsonl"))

@@ -170,3 +170,13 @@ def test_a_stall_is_said_once_and_again_after_movement() -> None:
     assert watch.stalled(1, 90) is None
     assert watch.stalled(2, 91) is None
     assert watch.stalled(2, 160) == 69
+
+
+def test_the_seconds_of_a_phase_run_from_the_end_of_the_one_before() -> None:
+    times = iter([10.0, 11.0, 11.5, 20.0, 50.0, 58.0, 60.0])
+    progress = Progress(dict(DEFAULT_WEIGHTS), clock=lambda: next(times))
+    for phase in PHASES:
+        progress.set(phase, 1.0)
+    assert progress.phase_seconds() == {
+        "discovery": 1.0, "load": 0.5, "train_data": 8.5, "train_fit": 30.0, "segment": 8.0, "package": 2.0,
+    }  # fmt: skip
