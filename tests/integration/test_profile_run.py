@@ -1,4 +1,4 @@
-"""Every session writes where its time went, in a file, an event and the report; verify holds them against each other."""
+"""Every session writes where its time went, in a file, an event and the report; verify holds them together."""
 
 from __future__ import annotations
 
