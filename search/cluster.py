@@ -86,8 +86,8 @@ def ray_session(address: str | None, gpus: Sequence[str]) -> Iterator[None]:
             with _own_process_groups(), _visible(gpus):
                 ray.init(
                     "local", num_cpus=usable_cpus(), num_gpus=len(gpus), include_dashboard=False, log_to_driver=False,
-                    logging_level=logging.ERROR, namespace="nx46vx", _temp_dir=str(home),
-                    object_store_memory=OBJECT_STORE_BYTES,
+                    logging_level=logging.ERROR, namespace="nx46vx", object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=str(home / "r"),  # Ray opens its own folder to all; the one around it is private
                 )  # fmt: skip
         os.umask(umask)
         if threading.current_thread() is threading.main_thread():
@@ -172,6 +172,6 @@ def _sweep() -> None:
 
 
 def _short_tmp() -> str:
-    """A temporary folder whose name leaves room for Ray's socket paths (107 bytes at most)."""
+    """A temporary folder whose name leaves room for Ray's socket paths (107 bytes at most, 86 of them below it)."""
     preferred = tempfile.gettempdir()
-    return preferred if len(preferred) <= 24 else "/tmp"
+    return preferred if len(preferred) <= 16 else "/tmp"

@@ -14,10 +14,13 @@ from nx46vx.bench.overheads import overheads
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is written, verified, committed and run in each repetition."""
+    """How much is written, verified, committed and run in each repetition.
+
+    A full-size run logs 20,000 events; 100,000 in one log fill seven segments.
+    """
 
     repetitions: int = 7
-    events: int = 300_000
+    events: int = 100_000
     naive_events: int = 10_000
     verified_events: int = 200_000
     verified_writers: int = 8

@@ -31,6 +31,10 @@ _GROUP = 64
 #: Segments waiting to be packed whose lines stay in memory; those of later ones are read back and followed instead.
 _LINES_OF = 2
 
+#: Lines between two looks of the background thread from which on it takes the program to be busy, and segments that may
+#: wait meanwhile: packing takes more time than writing did.
+_BUSY, _WAITING = 1000, 8
+
 
 class EventLog:
     """An :class:`~nx46vx.runtime.sink.EventSink` that writes ``folder/<writer>/<segment>.jsonl``.
@@ -39,8 +43,8 @@ class EventLog:
     ``<segment>.torn``) and continues the chain in a new segment; the first line is ``WRITER_OPEN``, which says what it
     continues. Threads may share one log; signal handlers should not emit (set a flag there instead).
 
-    ``background_sync_s``: every so many seconds a thread makes the log durable and packs closed segments; None: no
-    thread, closed segments are packed at once.
+    ``background_sync_s``: every so many seconds a thread makes the log durable, and packs closed segments unless many
+    events are being written; None: no thread, closed segments are packed at once.
 
     Raises:
         UsageError: a writer name that cannot be a folder's.
@@ -220,13 +224,17 @@ class EventLog:
             self._to_pack.put(closed)
             if self._thread is None:
                 self._pack_closed()
-            else:
+            elif self._to_pack.qsize() > _WAITING:
                 self._wake.set()
 
-    def _pack_closed(self) -> None:
-        """Pack the segments that are full. A full disk leaves one as it is; the next opening packs it."""
-        while not self._to_pack.empty():
-            full = self._to_pack.get()
+    def _pack_closed(self, leave: int = 0) -> None:
+        """Pack segments that are full, all but ``leave`` of them. A full disk leaves one as it is; the next opening
+        packs it."""
+        while self._to_pack.qsize() > leave:
+            try:
+                full = self._to_pack.get_nowait()
+            except queue.Empty:  # another thread was quicker
+                return
             try:
                 close_segment(self._files, full.paths, self.writer, full.start, full.lines)
             except OSError as error:
@@ -236,11 +244,13 @@ class EventLog:
                 raise self._tail.refuse(error) from error
 
     def _keep_durable(self, every_s: float) -> None:
+        seen = 0
         while not self._stopping:
             self._wake.wait(every_s)
             self._wake.clear()
+            busy, seen = self._tail.count - seen > _BUSY, self._tail.count
             try:
-                self._pack_closed()
+                self._pack_closed(_WAITING if busy and not self._stopping else 0)
                 if self._tail.dirty:
                     self.sync()
             except NX46Error:

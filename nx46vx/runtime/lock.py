@@ -136,7 +136,7 @@ def at_rest(run: Path) -> Iterator[None]:
     lock = RunPaths(run).lock
     try:
         handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         yield
         return
     except OSError as error:

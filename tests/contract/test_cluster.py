@@ -18,7 +18,6 @@ from search.cluster import prepare_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
-TOKEN = "f" * 64
 THREE = {"grid.meta_neurons": 3}
 
 
@@ -45,11 +44,9 @@ class Machines:
 
 
 @pytest.fixture
-def machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Machines]]:
-    """Makes clusters with a token of the test's own; ends them."""
-    prepare_environment("a cluster's")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+def machines() -> Iterator[Callable[..., Machines]]:
+    """Makes clusters under this process's own token, the only one that Ray reads in it; ends them."""
+    prepare_environment(None)
     made: list[Machines] = []
 
     def make(workers: int, **how: Any) -> Machines:
@@ -149,7 +146,7 @@ def test_a_machine_that_does_not_see_the_run_directory_is_named_before_anything_
     cluster.add()
     monkeypatch.undo()
     config = over_ray(tmp_path / "c.yaml", tiny_data, tmp_path / "cache")
-    done = ended(cluster_run(config, tmp_path / "run", cluster.address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN))
+    done = ended(cluster_run(config, tmp_path / "run", cluster.address))
     assert done.code == 7, done.stderr
     assert "sees the run directory" in done.stderr and "it is not there" in done.stderr
     assert str(tmp_path / "run") in done.stderr and "share" in done.stderr
@@ -166,6 +163,6 @@ def test_another_token_is_refused_and_said(tmp_path: Path, tiny_data: Path, mach
 
 def test_no_cluster_at_the_address_is_said(tmp_path: Path, tiny_data: Path) -> None:
     config = over_ray(tmp_path / "c.yaml", tiny_data, tmp_path / "cache")
-    done = ended(cluster_run(config, tmp_path / "run", "127.0.0.1:9", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN))
+    done = ended(cluster_run(config, tmp_path / "run", "127.0.0.1:9", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64))
     assert done.code == 7, done.stderr
     assert "the Ray cluster cannot be reached" in done.stderr and "127.0.0.1:9" in done.stderr

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from processes import Process
+from processes import Process, quick_folder
 from tiny import WHOLE, overlaid, run
 
 from nx46vx.settings import Settings
-
-#: A file system in memory; a run on the tiny data needs about 20 MB there.
-MEMORY, ENOUGH = Path("/dev/shm"), 1 << 29
-
-
-@contextlib.contextmanager
-def quick_folder(otherwise: Path) -> Iterator[Path]:
-    """A folder in memory, or ``otherwise`` where there is no room."""
-    if not (os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH):
-        yield otherwise
-        return
-    folder = Path(tempfile.mkdtemp(prefix="nx46vx-", dir=MEMORY))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

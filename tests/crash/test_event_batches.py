@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import threading
+import time
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from simfs import Crash, SimFiles
 
 from nx46vx.errors import EnvironmentFault, IntegrityError, UsageError
 from nx46vx.events import EventLog, iter_events, verify_log
+from nx46vx.events import writer as writers
 from nx46vx.runtime.files import RealFiles
 
 EVENTS = Path("/run/events")
@@ -180,4 +182,25 @@ def test_segments_that_wait_to_be_packed_do_not_pile_up_in_memory(tmp_path):
         go.set()
     assert kept < 4 * 10_000 + 30_000, "2,000 lines are 800,000 bytes"
     assert numbers(tmp_path) == list(range(2100))
+    assert verify_log(tmp_path) == []
+
+
+def test_segments_wait_while_many_events_come_and_are_packed_once_they_stop(tmp_path, monkeypatch):
+    def wait_for(sealed: int) -> None:
+        until = time.monotonic() + 60
+        while len(list((tmp_path / "w").glob("*.seal.json"))) < sealed:
+            assert time.monotonic() < until, f"{sealed} segments are not packed"
+            time.sleep(0.01)
+
+    monkeypatch.setattr(writers, "_BUSY", -1)
+    with opened(tmp_path, segment_bytes=20_000, background_sync_s=0.005) as log:
+        while log._tail.paths.number < writers._WAITING:
+            log.emit_many("x", rows(0, 10))
+        time.sleep(0.2)
+        assert not list((tmp_path / "w").glob("*.gz")), "packing competes with writing"
+        while log._tail.paths.number < writers._WAITING + 5:
+            log.emit_many("x", rows(0, 10))
+        wait_for(5)  # more than so many never wait
+        monkeypatch.setattr(writers, "_BUSY", 1_000_000)
+        wait_for(writers._WAITING + 5)
     assert verify_log(tmp_path) == []

@@ -85,11 +85,12 @@ def newest_win_by_number(root: Path) -> int:
     return older
 
 
-@pytest.mark.parametrize("at", range(0, 90, 8))
+@pytest.mark.parametrize("at", range(0, 70, 8))
 def test_a_sync_that_fails_once_is_never_tried_again_on_the_same_file(
     command: Command, room: Path, tiny_data: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """Whatever file it is of: log, checkpoint, plan, table, mask. The run says so with 7, and goes on later."""
+    """Whatever file it is of: log, checkpoint, plan, table, mask. The run says so with 7, and goes on later. Only what
+    people watch a run by may fail without ending it."""
     config = write_config(room / "tiny.yaml", flat={"data.dir": str(tiny_data)})
     options = ["run", "--config", config, "--out", room / "run"]
     calls, failed, again = [0], [], []
@@ -113,8 +114,12 @@ def test_a_sync_that_fails_once_is_never_tried_again_on_the_same_file(
         ended = command(*options)
     assert len(failed) == 1
     assert again == [] or Path(failed[0]).is_dir()
-    assert ended.code == 7, f"{failed}: {ended.stderr}"
-    assert os.strerror(errno.EIO) in ended.stderr and "Traceback" not in ended.stderr
+    if Path(failed[0]).name.startswith(".progress.json."):
+        assert ended.code == 0 and any("EIO" in event["error"] or "Input/output" in event["error"]
+                                       for event in events(room / "run", "MONITOR_FAILED"))  # fmt: skip
+    else:
+        assert ended.code == 7, f"{failed}: {ended.stderr}"
+        assert os.strerror(errno.EIO) in ended.stderr and "Traceback" not in ended.stderr
     assert command(*options).code == 0
     assert results(room / "run") == results(finished)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from trainables import tune_adapter
+from trainables.task import Spent
 from trainables.tune_adapter import CandidateTrial, RemoteEngine
 
 
@@ -35,7 +36,7 @@ class Task:
     """A candidate of one block; what it has computed is committed one report later."""
 
     def __init__(self) -> None:
-        self.done, self.committed, self.took = False, 0, []
+        self.done, self.committed, self.took, self.spent = False, 0, [], Spent()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def test_a_trial_reports_while_the_engine_computes_and_asks_only_once(monkeypatc
     ray, task = SlowRay(waits=2), Task()
     monkeypatch.setattr(tune_adapter, "ray", ray)
     trial: Any = CandidateTrial.__new__(CandidateTrial)
-    trial._task, trial._engine = task, RemoteEngine(SimpleNamespace(advance=ray))
+    trial._task, trial._engine, trial._meeting = task, RemoteEngine(SimpleNamespace(advance=ray)), None
     first, second, third = trial.step(), trial.step(), trial.step()
     for waiting in (first, second):
         assert not waiting["done"] and waiting["committed"] == 0 and math.isnan(waiting["objective"])
@@ -61,6 +62,6 @@ def test_what_is_computed_and_not_committed_is_not_reported_as_committed(monkeyp
     ray, task = SlowRay(waits=0), Task()
     monkeypatch.setattr(tune_adapter, "ray", ray)
     trial: Any = CandidateTrial.__new__(CandidateTrial)
-    trial._task, trial._engine = task, RemoteEngine(SimpleNamespace(advance=ray))
+    trial._task, trial._engine, trial._meeting = task, RemoteEngine(SimpleNamespace(advance=ray)), None
     result = trial.step()
     assert (result["iter"], result["committed"]) == (7, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import shutil
 import tempfile
 import time
@@ -17,13 +16,12 @@ from processes import (
     Process,
     candidate_of,
     check_log,
-    check_whole,
     commits,
     held_in_the_middle,
+    quick_folder,
     session_of,
     still_there,
     trials,
-    whole_config,
 )  # fmt: skip
 from tiny import TINY, events, iterations_done, overlaid, results, run, write_config
 
@@ -31,6 +29,7 @@ from nx46vx.settings import Settings
 from search.cluster import prepare_environment
 
 STORE_BYTES = 128 << 20
+LONG = {"grid.meta_neurons": 1, "grid.max_iter": 5000}
 
 
 @pytest.fixture
@@ -60,21 +59,39 @@ def processes_of(node: Any) -> list[psutil.Process]:
     return []
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Iterator[Path]:
+    """Two candidates of some seconds, uninterrupted and without Ray."""
+    with quick_folder(tmp_path_factory.mktemp("straight")) as folder:
+        run(Settings.model_validate(overlaid(TINY, {"data.dir": str(tiny_data), **LONG})), folder / "run")
+        yield folder / "run"
+
+
+@pytest.fixture
+def command(cluster: Any, room: Path, tiny_data: Path) -> list[object]:
+    """The same two candidates over the cluster."""
+    flat = {"data.dir": str(tiny_data), **LONG}
+    flat |= {"resources.executor": "ray", "resources.ray_address": cluster.address}
+    return ["run", "--config", write_config(room / "long.yaml", flat=flat), "--out", room / "run"]
+
+
+def check_same(root: Path, straight: Path) -> None:
+    assert results(root) == results(straight)
+    assert iterations_done(root) == iterations_done(straight)
+    check_log(root)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_without_a_node_that_was_killed(
-    cluster: Any, room: Path, tiny_data: Path, reference: Path, processes: Callable[..., Process]
+    cluster: Any, room: Path, straight: Path, command: list[object], processes: Callable[..., Process]
 ) -> None:
-    """The node with a trial in the middle of a candidate; that candidate goes on elsewhere, from its checkpoint."""
-    config, root = whole_config(room, tiny_data, "ray"), room / "run"
-    address = f"resources.ray_address={cluster.address}"
-    process = processes("run", "--config", config, "--out", root, "--set", address)
-    wanted = random.Random("node").randrange(20, 400)
-    process.wait_for(lambda: commits(root) >= wanted)
+    """A node with a trial in the middle of a candidate, which goes on elsewhere, from its checkpoint."""
+    process, root = processes(*command), room / "run"
     found: list[tuple[Any, str]] = []
 
     def there() -> bool:
-        for node in cluster.workers:
+        for node in cluster.workers if commits(root) >= 20 else []:
             if (held := held_in_the_middle(processes_of(node), root)) is not None:
                 found.append((node, held[1]))
                 return True
@@ -90,41 +107,42 @@ def test_a_run_goes_on_without_a_node_that_was_killed(
     killed = time.time_ns()
     assert still_there(relatives) == [] and process.running
     assert process.ended() == 0, process.said
-    check_whole(root, reference)
     assert session_of(root) == 1
+    check_same(root, straight)
     again = [e for e in events(root, "WRITER_OPEN", all_lines=True) if e["writer"] == candidate and e["ts_ns"] > killed]
     assert again, "the candidate of the lost node was not begun again"
+    assert {event["iter"] for event in events(root, "RESUME_OK") if event["writer"] == candidate}, (
+        "not from a checkpoint"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_trials_that_outlive_their_driver_write_while_the_next_session_runs_and_harm_nothing(
-    cluster: Any, room: Path, tiny_data: Path, processes: Callable[..., Process]
+    cluster: Any, room: Path, straight: Path, command: list[object], processes: Callable[..., Process]
 ) -> None:
-    """The driver alone is killed, and the cluster, which stands still, does not notice: the trials go on while another
-    session, without Ray, because that starts fast, takes their candidates over."""
-    flat = {"data.dir": str(tiny_data), "grid.meta_neurons": 1, "grid.max_iter": 9000}
-    straight, root = room / "straight", room / "run"
-    run(Settings.model_validate(overlaid(TINY, flat)), straight)
-    on_cluster = {"resources.executor": "ray", "resources.ray_address": cluster.address}
-    config = write_config(room / "long.yaml", flat={**flat, **on_cluster})
-    process = processes("run", "--config", config, "--out", root)
+    """The driver alone is killed while the cluster stands still, as if its machines had been put to sleep. When another
+    session (without Ray, because that starts fast) is about to search, the old trials wake up, and go on."""
+    process, root = processes(*command), room / "run"
     process.wait_for(lambda: at_work(cluster, root) and commits(root) >= 20)
     daemons = [psutil.Process(one.pid) for one in daemons_of(cluster)]
-    for one in daemons:
-        one.suspend()
+    workers = [one for node in cluster.list_all_nodes() for one in processes_of(node)]
     try:
+        for one in [*daemons, *workers]:
+            one.suspend()
         assert process.kill_driver()
         killed = time.monotonic()
-        last = processes("run", "--config", config, "--out", root, "--set", "resources.executor=inline")
+        last = processes(*command, "--set", "resources.executor=inline")
         assert last.started - killed < 1.0
+        last.wait_for(lambda: "features: " in last.said)
+        for one in workers:
+            one.resume()
         assert last.ended() == 0, last.said
     finally:
-        for one in daemons:
-            one.resume()
-    assert results(root) == results(straight)
-    assert iterations_done(root) == iterations_done(straight)
-    check_log(root)
+        for one in [*daemons, *workers]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.resume()
+    check_same(root, straight)
     began = next(event["ts_ns"] for event in events(root, "BOOT") if event["fence"] == 2)
     late = [e for e in events(root, all_lines=True) if e["fence"] == 1 and e["ts_ns"] > began]
     assert late, "the old trials had nothing left to write when the new session began"
