@@ -127,7 +127,7 @@ def _bound(spot: Spot) -> Spot:
     Raises:
         EnvironmentFault: restarted on another machine, which has no GPU of the same kind: it would give other bits.
     """
-    if spot.device != "cuda":
+    if not spot.gpu:
         return spot
     if spot.node not in ("", ray.get_runtime_context().get_node_id()):
         from nx46vx.runtime.device import choose_device

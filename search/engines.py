@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from search.engine_actor import EngineActor
 from search.entries import start_source
 from search.executor import SearchJob
 from search.resources import ENGINE_CPUS, Spot
+
+#: How often engines are asked for events that they have to tell.
+TELL_SECONDS = 5.0
 
 
 class Engines:
@@ -37,6 +41,8 @@ class Engines:
         self._pending = {actor.ready.remote(): place for place, actor in enumerate(self.actors)}
         self._spots = resources.spots
         self._failure: NX46Error | None = None
+        self._asked: dict[Any, int] = {}
+        self._ask_again = time.monotonic() + TELL_SECONDS
         self.expect(job.expected)
 
     def expect(self, requests: Sequence[LaneRequest]) -> None:
@@ -50,10 +56,8 @@ class Engines:
 
     @property
     def failure(self) -> NX46Error | None:
-        """Why an engine could not be built, as far as is known by now; says of those that stand where they do."""
-        done = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)[0] if self._pending else []
-        for one in done:
-            place = self._pending.pop(one)
+        """Why an engine could not be built, as far as is known by now. Never waits; tells what engines have to tell."""
+        for one, place in _there(self._pending):
             try:
                 found = ray.get(one)
             except NX46Error as error:
@@ -61,12 +65,16 @@ class Engines:
                 continue
             spot = self._spots[place]
             self._sink.emit("ENGINE_READY", engine=place, device=spot.device, kind=spot.kind, **found)
-            self.tell(place)
+            self._asked[self.actors[place].notes.remote()] = place
+        for one, place in _there(self._asked):
+            self._tell(place, ray.get(one))
+        if time.monotonic() >= self._ask_again and not self._pending and not self._asked:
+            self._ask_again = time.monotonic() + TELL_SECONDS
+            self._asked = {actor.notes.remote(): place for place, actor in enumerate(self.actors)}
         return self._failure
 
-    def tell(self, place: int) -> None:
-        """Emit what an engine has to tell."""
-        for event, fields in ray.get(self.actors[place].notes.remote()):
+    def _tell(self, place: int, notes: list[tuple[str, dict[str, Any]]]) -> None:
+        for event, fields in notes:
             self._sink.emit(event, engine=place, **fields)
 
     def stats(self) -> list[dict[str, Any]]:
@@ -74,8 +82,8 @@ class Engines:
         stats = ray.get([actor.stats.remote() for actor in self.actors])
         if self.failure is not None:
             raise self.failure
-        for place in range(len(self.actors)):
-            self.tell(place)
+        for asked, place in [*self._asked.items(), *((a.notes.remote(), n) for n, a in enumerate(self.actors))]:
+            self._tell(place, ray.get(asked))
         if self._entries is not None:
             sent = ray.get(self._entries.sent.remote())
             self._sink.emit("ENTRIES_SENT", entries=len(sent), times=sum(sent.values()))
@@ -84,6 +92,14 @@ class Engines:
     def end(self) -> None:
         for actor in (*self.actors, *([self._entries] if self._entries is not None else [])):
             ray.kill(actor)
+
+
+def _there(asked: dict[Any, int]) -> list[tuple[Any, int]]:
+    """What has been answered by now; it is taken out."""
+    if not asked:
+        return []
+    done = ray.wait(list(asked), num_returns=len(asked), timeout=0)[0]
+    return [(one, asked.pop(one)) for one in done]
 
 
 def _actor(spot: Spot, trials: int) -> Any:

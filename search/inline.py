@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nx46vx.model.blocks import start_request
 from nx46vx.model.candidates import Candidate
+from nx46vx.model.engine import FitEngine
 from nx46vx.model.factory import build_engine
 from nx46vx.model.fitplan import open_fit_data
 from nx46vx.model.neuron import NeuronSpec
@@ -38,6 +39,7 @@ class InlineExecutor:
                 with factory.open(candidate) as task:
                     while not task.done and not job.should_stop():
                         task.advance(engine)
+                        _tell(job, engine)
                         job.on_report(candidate.candidate_id, task.committed)
                     if not task.done:
                         source.give_up(candidate)
@@ -48,8 +50,7 @@ class InlineExecutor:
                 job.on_progress(done, done + len(source.waiting), 1)
         finally:
             stats = [engine.stats()]
-            for event, fields in engine.notes():
-                job.sink.emit(event, engine=0, **fields)
+            _tell(job, engine)
             tally.add_engines(stats)
             tally.search_seconds = time.perf_counter() - started
             job.sink.emit("ENGINE_STATS", kernels=kernels(stats), **engine_fields(tally))
@@ -61,6 +62,11 @@ class InlineExecutor:
 
     def close(self) -> None:
         return None
+
+
+def _tell(job: SearchJob, engine: FitEngine) -> None:
+    for event, fields in engine.notes():
+        job.sink.emit(event, engine=0, **fields)
 
 
 def _device(job: SearchJob) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -66,35 +67,41 @@ class TensorBoardFiles(LoggerCallback):
         """A new file: also when a trial is begun again."""
         self._close(trial)
         trial.init_local_path()
-        self._files[trial], self._last[trial] = _File(Path(trial.local_path)), {}
+        self._last[trial] = {}
+        with contextlib.suppress(OSError):
+            self._files[trial] = _File(Path(trial.local_path))
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-        if trial not in self._files:
+        if trial not in self._last:
             self.log_trial_start(trial)
         flat = flatten_dict({name: item for name, item in result.items() if name not in _LEFT_OUT}, delimiter="/")
         numbers = {f"ray/tune/{name}": float(item) for name, item in flat.items() if _is_number(item)}
         values = [summary_pb2.Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
-        self._files[trial].add(
-            event_pb2.Event(
-                wall_time=time.time(), step=int(result["training_iteration"]),
-                summary=summary_pb2.Summary(value=values),
-            )
-        )  # fmt: skip
-        self._files[trial].flush()
+        self._add(trial, summary_pb2.Summary(value=values), step=int(result["training_iteration"]))
         self._last[trial] = numbers
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-        if trial not in self._files:
-            return
-        if self._last[trial]:
+        if self._last.get(trial):
             for summary in hparams(hparam_dict=dict(trial.evaluated_params), metric_dict=self._last[trial]):
-                self._files[trial].add(event_pb2.Event(wall_time=time.time(), summary=summary))
+                self._add(trial, summary)
         self._close(trial)
 
+    def _add(self, trial: Any, summary: Any, **where: int) -> None:
+        """Write a summary; a file that cannot be written is given up: no run ends for want of a plot."""
+        if (file := self._files.get(trial)) is None:
+            return
+        try:
+            file.add(event_pb2.Event(wall_time=time.time(), summary=summary, **where))
+            file.flush()
+        except OSError:
+            self._close(trial)
+            self._last[trial] = {}
+
     def _close(self, trial: Any) -> None:
+        self._last.pop(trial, None)
         if (file := self._files.pop(trial, None)) is not None:
-            file.close()
-            del self._last[trial]
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def _is_number(value: Any) -> bool:

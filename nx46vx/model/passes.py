@@ -122,7 +122,7 @@ class Passes:
             return GpuPasses(self.data, device=self.device, options=self.options, notes=self.notes)
         from nx46vx.model.passes_torch import TorchPasses  # takes seconds to import, and only here is it wanted
 
-        return TorchPasses(self.data, device=self.device, threads=self.threads)
+        return TorchPasses(self.data, threads=self.threads)
 
 
 def _why(error: Exception) -> str:
