@@ -8,17 +8,13 @@ import numpy as np
 
 from nx46vx.errors import DataError
 from nx46vx.features.blocks import sample_features
-from nx46vx.features.entry import Store, entry_problem, write_entry
+from nx46vx.features.entry import Store, entry_path, entry_problem, write_entry
 from nx46vx.features.lock import held
 from nx46vx.features.pool import feature_names
 from nx46vx.features.reading import Reader, read_case
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.request import SampleRequest
 from nx46vx.features.sampling import case_seed, labelled_counts, sample_balanced, sample_natural, spatial_blocks
-
-
-def entry_path(root: Path, key: str) -> Path:
-    return root / "entries" / key[:2] / key
 
 
 def build_case(

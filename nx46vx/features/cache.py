@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nx46vx.errors import EnvironmentFault, from_os_error
-from nx46vx.features.build import build_case, entry_path
-from nx46vx.features.entry import CaseSamples, Store, entry_problem, open_entry, read_facts, verify_entry
+from nx46vx.features.build import build_case
+from nx46vx.features.entry import CaseSamples, Store, entry_path, entry_problem, open_entry, read_facts, verify_entry
 from nx46vx.features.reading import ReadAhead
 from nx46vx.features.request import Role, SampleRequest
 from nx46vx.features.spread import usable_cpus

@@ -57,6 +57,11 @@ class CaseSamples:
         return open_entry, (self.path, self.role)
 
 
+def entry_path(root: Path, key: str) -> Path:
+    """Where an entry lies in a cache."""
+    return root / "entries" / key[:2] / key
+
+
 def entry_problem(path: Path) -> str | None:
     """What is wrong with an entry, judged by its manifest, sizes and headers; None if nothing. Reads no payload."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -10,13 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from nx46vx.errors import IntegrityError, from_os_error
-from nx46vx.features.build import entry_path
-from nx46vx.features.entry import ARRAYS, MANIFEST, entry_problem, open_entry, remove_leftovers, verify_entry
+from nx46vx.features.entry import MANIFEST, entry_path, entry_problem, open_entry, remove_leftovers, verify_entry
 from nx46vx.features.lock import held
 from nx46vx.runtime.atomic import fsync_folder
 
-#: Files of an entry.
-NAMES = (*(f"{name}.npy" for name in ARRAYS), MANIFEST)
+#: Names of an entry's files, below its folder.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,3}")
 #: Bytes that travel at a time.
 PART_BYTES = 32 << 20
 
@@ -25,23 +25,29 @@ Read = Callable[[str, int, int], bytes]
 
 
 def sizes_of(root: Path, key: str) -> dict[str, int]:
-    """Bytes of each file of an entry.
+    """Bytes of each file of an entry, however it keeps its features; the manifest comes last.
 
     Raises:
         IntegrityError: it is not in this cache, or is damaged.
     """
     path = entry_path(root, key)
     open_entry(path, "")
-    return {name: (path / name).stat().st_size for name in NAMES}
+    files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return {name: (path / name).stat().st_size for name in sorted(files, key=lambda name: name == MANIFEST)}
 
 
 def read_part(root: Path, key: str, name: str, offset: int, size: int) -> bytes:
     """Some bytes of a file of an entry."""
-    if name not in NAMES:
-        raise IntegrityError("no file of an entry", found=name[:80])
-    with open(entry_path(root, key) / name, "rb") as file:
+    with open(entry_path(root, key) / _checked(name), "rb") as file:
         file.seek(offset)
         return file.read(size)
+
+
+def _checked(name: str) -> str:
+    """A name that leads out of no folder."""
+    if not _NAME.fullmatch(name):
+        raise IntegrityError("no file of an entry", found=name[:80])
+    return name
 
 
 def receive(root: Path, key: str, sizes: Callable[[], Mapping[str, int]], read: Read) -> bool:
@@ -63,11 +69,13 @@ def receive(root: Path, key: str, sizes: Callable[[], Mapping[str, int]], read: 
         try:
             remove_leftovers(path)
             temporary.mkdir(parents=True)
-            expected = sizes()
-            for name in NAMES:
-                _write(temporary / name, expected[name], partial(read, name))
+            for name, size in sizes().items():
+                file = temporary / _checked(name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _write(file, size, partial(read, name))
             verify_entry(temporary)
-            fsync_folder(temporary)
+            for folder in (*(path for path in temporary.rglob("*") if path.is_dir()), temporary):
+                fsync_folder(folder)
             if path.exists():  # damaged: readers keep what they have mapped
                 os.rename(path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"))
             os.rename(temporary, path)

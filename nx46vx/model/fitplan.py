@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter
 
+from nx46vx.features.entry import entry_path, open_entry
 from nx46vx.model.blocks import LaneRequest, start_request
 from nx46vx.model.candidates import TILE, Candidate, Grid
 from nx46vx.model.neuron import NeuronSpec
@@ -111,15 +112,14 @@ def load_fit_plan(run: Path) -> FitPlan:
         return FitPlan.from_json(plan["fit"])
 
 
-def open_fit_data(plan: FitPlan, cache_root: Path, sink: EventSink) -> FitData:
-    """Map the samples of a fit from the feature cache.
+def open_fit_data(plan: FitPlan, cache_root: Path, sink: EventSink | None = None) -> FitData:
+    """Map the samples of a fit from the feature cache. What computes features is not loaded for it.
 
     Raises:
         IntegrityError: an entry is missing or damaged.
     """
-    from nx46vx.features.cache import FeatureCache  # loads what computes features, which trials do not need
-
-    cache = FeatureCache(cache_root, sink=sink)
-    return FitData(
-        plan.pool, [cache.open(key) for key in plan.train_keys], [cache.open(key) for key in plan.validation_keys]
+    train, validation = (
+        [open_entry(entry_path(cache_root, key), "") for key in keys]
+        for keys in (plan.train_keys, plan.validation_keys)
     )
+    return FitData(plan.pool, train, validation)

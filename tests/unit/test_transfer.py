@@ -10,8 +10,7 @@ import pytest
 
 from nx46vx.errors import IntegrityError
 from nx46vx.features import transfer
-from nx46vx.features.build import entry_path
-from nx46vx.features.entry import ARRAYS, MANIFEST, entry_problem, open_entry, write_entry
+from nx46vx.features.entry import ARRAYS, MANIFEST, Store, entry_path, entry_problem, open_entry, write_entry
 from nx46vx.features.transfer import read_part, receive, sizes_of
 
 KEY = "ab" * 64
@@ -20,14 +19,14 @@ KEY = "ab" * 64
 class Source:
     """The machine that has the entry; what it is asked for is counted."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, store: Store = "npy") -> None:
         self.root, self.asked, self.bytes = root, 0, 0
         rng = np.random.default_rng(0)
         arrays = {
             "features": rng.standard_normal((6, 500), dtype=np.float32), "y": np.arange(500, dtype=np.uint8) % 2,
             "index": np.arange(500), "group": np.zeros(500, np.int32),
         }  # fmt: skip
-        write_entry(entry_path(root, KEY), arrays, case_id="case", counts=(250, 250), facts={"seed": 1})
+        write_entry(entry_path(root, KEY), arrays, case_id="case", counts=(250, 250), facts={"seed": 1}, store=store)
 
     def sizes(self) -> dict[str, int]:
         self.asked += 1
@@ -45,7 +44,8 @@ def source(tmp_path: Path) -> Source:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in entry_path(root, KEY).iterdir()}
+    entry = entry_path(root, KEY)
+    return {str(path.relative_to(entry)): path.read_bytes() for path in entry.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("part", [1000, 1 << 20])
@@ -58,6 +58,15 @@ def test_the_same_bytes_arrive(
     assert files(here) == files(source.root)
     assert set(files(here)) == {*(f"{name}.npy" for name in ARRAYS), MANIFEST}
     assert open_entry(entry_path(here, KEY), "train").digest == open_entry(entry_path(source.root, KEY), "train").digest
+
+
+def test_compressed_features_arrive_too(tmp_path: Path) -> None:
+    pytest.importorskip("zarr")
+    source, here = Source(tmp_path / "there", "zarr"), tmp_path / "here"
+    assert receive(here, KEY, source.sizes, source.read)
+    assert files(here) == files(source.root) and any("/" in name for name in files(here))
+    mine, theirs = (open_entry(entry_path(root, KEY), "") for root in (here, source.root))
+    assert np.array_equal(np.asarray(mine.features), np.asarray(theirs.features))
 
 
 def test_what_is_there_is_not_brought_again(tmp_path: Path, source: Source) -> None:
@@ -108,7 +117,7 @@ def test_a_damaged_entry_is_replaced(tmp_path: Path, source: Source) -> None:
 
 def test_nothing_but_files_of_an_entry_is_handed_out(source: Source) -> None:
     (source.root / "secret").write_text("x")
-    for name in ("../../../secret", "/etc/hostname", ""):
+    for name in ("../../../secret", "/etc/hostname", "", "features.zarr/../../x", ".hidden"):
         with pytest.raises(IntegrityError):
             read_part(source.root, KEY, name, 0, 10)
     with pytest.raises(IntegrityError):
