@@ -99,7 +99,7 @@ def iter_blocks(
         each_plane(features, window, volume.shape, partial(_fill, x, g, how), threads=threads)
         del features
         yield window, x, g
-        del x, g  # the next block's are made before the caller lets go of the yielded ones
+        del x, g  # the caller may let go of them now
 
 
 def _fill(

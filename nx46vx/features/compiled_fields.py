@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -184,8 +184,8 @@ class CompiledFields:
         """Memory of a field, which begins on another cache line than the other fields'."""
         return _spaced(shape, np.float32, len(self._arrays))
 
-    def _share(self, work: object, total: int, step: int) -> None:
-        spread(work, total, self._threads, step)  # type: ignore[arg-type]
+    def _share(self, work: Callable[[int, int], None], total: int, step: int) -> None:
+        spread(work, total, self._threads, step)
 
 
 def _mirrored_region(

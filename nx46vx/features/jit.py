@@ -10,12 +10,14 @@ import contextlib
 import ctypes
 import functools
 import platform
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import binding  # type: ignore[import-untyped]
 
+_COMPILING = threading.Lock()  # LLVM keeps what it parses in one place
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 
@@ -47,19 +49,21 @@ class Kernel:
 
     def __init__(self, text: str, name: str, machine: Machine) -> None:
         """Compile LLVM assembly. Raises whatever LLVM raises."""
-        with contextlib.suppress(RuntimeError):  # llvmlite 0.45 and later initialise by themselves, and say so
-            binding.initialize()
-        binding.initialize_native_target()
-        binding.initialize_native_asmprinter()
-        module = binding.parse_assembly(text)
-        module.verify()
-        target = binding.Target.from_default_triple().create_target_machine(
-            cpu=machine.cpu, features=machine.features, opt=3, jit=True
-        )
-        self._engine = binding.create_mcjit_compiler(module, target)
-        self._target = target
-        self._engine.finalize_object()
-        self._run: Any = _SIGNATURE(self._engine.get_function_address(name))
+        with _COMPILING:
+            with contextlib.suppress(RuntimeError):  # llvmlite 0.45 and later initialise by themselves, and say so
+                binding.initialize()
+            binding.initialize_native_target()
+            binding.initialize_native_asmprinter()
+            module = binding.parse_assembly(text)
+            module.verify()
+            target = binding.Target.from_default_triple().create_target_machine(
+                cpu=machine.cpu, features=machine.features, opt=3, jit=True
+            )
+            self._engine = binding.create_mcjit_compiler(module, target)
+            self._target = target
+            self._engine.finalize_object()
+            address = self._engine.get_function_address(name)
+        self._run: Any = _SIGNATURE(address)
 
     def __call__(self, addresses: Sequence[int], numbers: Sequence[int], scalars: Sequence[float] = ()) -> None:
         """Run it on arrays at some addresses; the caller keeps them alive and large enough."""

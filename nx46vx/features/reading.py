@@ -56,8 +56,10 @@ class ReadAhead:
         return _plain_reader, ()
 
     def close(self) -> None:
-        """Stop reading ahead."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Stop reading ahead; who still asks is served."""
+        with self._lock:
+            self._begun = len(self._requests)
+        self._pool.shutdown(wait=False)
 
 
 def _in_memory(request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:

@@ -137,6 +137,7 @@ def test_cases_that_were_built_meanwhile_do_not_stop_reading_ahead(cases: list[C
         label, _ = ahead(requests[place])
         assert np.array_equal(label, read_volume(requests[place].case.label))
     ahead.close()
+    assert np.array_equal(ahead(requests[0])[0], read_volume(requests[0].case.label)), "also after the end"
 
 
 def test_a_volume_that_cannot_be_read_ahead_fails_the_case_it_belongs_to(cases: list[Case], tmp_path: Path) -> None:
