@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,9 @@ class RunPaths:
     """Names below one run directory. Makes nothing on disk."""
 
     root: Path
+
+    #: Maps of how sure the ensemble is, by name.
+    MAPS: ClassVar[tuple[str, ...]] = ("deviation", "disagreement")
 
     @property
     def plan(self) -> Path:
@@ -81,6 +85,14 @@ class RunPaths:
 
     def mask(self, case_id: str) -> Path:
         return self.masks / f"{case_id}.tif"
+
+    @property
+    def uncertainty(self) -> Path:
+        return self.root / "uncertainty"
+
+    def map(self, case_id: str, name: str) -> Path:
+        """One of ``MAPS`` of a test case."""
+        return self.uncertainty / f"{case_id}_{name}.tif"
 
     @property
     def submission(self) -> Path:

@@ -142,12 +142,31 @@ class CheckpointSettings(_Section):
 
 
 class MaskSettings(_Section):
+    """From probability to mask. A step is off at 0; ``slice_support`` at false, ``max_doubt`` at 1,
+    ``max_disagreement`` at 0.5."""
+
     strong_th: Auto | Annotated[float, Field(gt=0, lt=1)] = Field("auto", description="hysteresis seed threshold")
     weak_th: Auto | Annotated[float, Field(gt=0, lt=1)] = Field("auto", description="hysteresis growth threshold")
+    thresholds: Literal["volume", "global"] = Field(
+        "volume", description="auto thresholds follow each volume's own distribution, or are the same for all"
+    )
+    doubt_weight: float = Field(0.5, ge=0, le=2, description="how far doubt lowers the surface expected of a volume")
+    max_doubt: float = Field(
+        0.98, gt=0, le=1, description="share of the probable surface, the surest, that may be seed"
+    )
+    max_disagreement: float = Field(0.45, gt=0, le=0.5, description="largest minority of members at a seed")
     z_radius: int = Field(1, ge=0, le=8, description="closing radius along z, in voxels")
     xy_radius: int = Field(1, ge=0, le=8, description="closing radius along y and x, in voxels")
-    calibration_volumes: int = Field(2, ge=1, description="validation volumes that choose the auto thresholds")
+    slice_gap: int = Field(1, ge=0, le=8, description="missing slices that are bridged along z")
+    slice_support: bool = Field(True, description="drop what a single slice shows and its neighbours do not")
+    split_levels: int = Field(3, ge=0, le=16, description="thresholds that take touching sheets apart")
+    split_min_size: int = Field(400, ge=1, description="voxels of the smallest part that counts as a sheet")
+    tunnel_radius: int = Field(2, ge=0, le=8, description="widest tunnel through a sheet that is plugged, in voxels")
+    hole_size: int = Field(1000, ge=0, description="largest enclosed void that is filled, in voxels")
+    border: int = Field(3, ge=0, le=32, description="voxels cleared at each face of the volume")
     dust_min_size: int = Field(64, ge=0, description="components with fewer voxels are dropped")
+    calibration_volumes: int = Field(2, ge=1, description="validation volumes that choose thresholds and parameters")
+    keep_maps: bool = Field(True, description="keep the members' deviation and disagreement of each test volume")
 
     @model_validator(mode="after")
     def _ordered(self) -> MaskSettings:

@@ -1,65 +1,75 @@
-"""Mask thresholds chosen on validation volumes, with the very steps that make the masks."""
+"""The thresholds of a mask rule, chosen on validation volumes with the very steps that make the masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nx46vx.inference.postprocess import MaskParameters, make_mask
+from nx46vx.inference.masks.doubt import Prediction
+from nx46vx.inference.masks.parameters import MaskRule
+from nx46vx.inference.masks.profile import VolumeProfile
+from nx46vx.inference.postprocess import mask_of
 
-#: Quantiles of the surface voxels' probabilities between which thresholds are tried.
+#: Multiples of the expected surface that are tried where thresholds follow the volume.
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 1.9, 2.4)
+#: Quantiles of the surface voxels' probabilities between which thresholds are tried, where they do not.
 STEPS = 12
+
+Labelled = tuple[Prediction, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The chosen parameters and the voxel F0.5 they reach on the volumes they were chosen on."""
+    """The chosen rule and the voxel F0.5 it reaches on the volumes it was chosen on."""
 
-    parameters: MaskParameters
+    rule: MaskRule
     f_half: float
     tried: int
 
 
-def calibrate_mask(
-    volumes: Sequence[tuple[np.ndarray, np.ndarray]],
-    *,
-    strong: float | None,
-    weak: float | None,
-    make: Callable[[float, float], MaskParameters],
-) -> Calibration:
+def calibrate_mask(volumes: Sequence[Labelled], start: MaskRule, *, strong: bool, weak: bool) -> Calibration:
     """Choose the hysteresis thresholds with the best voxel F0.5 of the finished masks, pooled over volumes.
 
-    ``volumes`` holds (probability float32, label uint8) pairs (z, y, x); label 2 does not count. First one threshold
-    for both, then the weak one below it, then the strong one above that. A threshold that is given is kept.
+    ``volumes`` holds (prediction, label uint8) pairs; label 2 does not count. First one threshold for both, then the
+    weak one below it, then the strong one above that. ``strong`` and ``weak`` say which are to be chosen; the other
+    stays as it is in ``start``.
     """
-    levels = _levels(volumes)
+    profiles = [VolumeProfile.of(prediction) for prediction, _ in volumes]
+    levels = list(SHARES) if start.per_volume else _levels(volumes)
     scores: dict[tuple[float, float], float] = {}
 
+    def loose(level: float) -> float:
+        """The larger, the more voxels reach this level."""
+        return level if start.per_volume else -level
+
     def best(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+        """The pair with the best score; the loosest among equals."""
         for pair in pairs:
             if pair not in scores:
-                scores[pair] = _f_half(volumes, make(*pair))
-        return max(pairs, key=lambda pair: (scores[pair], -pair[0], -pair[1]))
+                scores[pair] = _f_half(volumes, profiles, replace(start, strong=pair[0], weak=pair[1]))
+        return max(pairs, key=lambda pair: (scores[pair], loose(pair[0]), loose(pair[1])))
 
-    if strong is not None and weak is not None:
-        chosen = best([(strong, weak)])
-    elif strong is not None:
-        chosen = best([(strong, level) for level in levels if level < strong] + [(strong, strong)])
-    elif weak is not None:
-        chosen = best([(weak, weak)] + [(level, weak) for level in levels if level > weak])
+    if not strong and not weak:
+        chosen = best([(start.strong, start.weak)])
+    elif not strong:
+        chosen = best(
+            [(start.strong, level) for level in [start.strong, *levels] if loose(level) >= loose(start.strong)]
+        )
+    elif not weak:
+        chosen = best([(level, start.weak) for level in [start.weak, *levels] if loose(level) <= loose(start.weak)])
     else:
         both, _ = best([(level, level) for level in levels])
-        _, low = best([(both, level) for level in levels if level <= both])
-        chosen = best([(level, low) for level in levels if level >= low])
-    return Calibration(make(*chosen), scores[chosen], len(scores))
+        _, low = best([(both, level) for level in levels if loose(level) >= loose(both)])
+        chosen = best([(level, low) for level in levels if loose(level) <= loose(low)])
+    return Calibration(replace(start, strong=chosen[0], weak=chosen[1]), scores[chosen], len(scores))
 
 
-def _f_half(volumes: Sequence[tuple[np.ndarray, np.ndarray]], parameters: MaskParameters) -> float:
+def _f_half(volumes: Sequence[Labelled], profiles: Sequence[VolumeProfile], rule: MaskRule) -> float:
     tp = fp = fn = 0
-    for probability, label in volumes:
-        mask = make_mask(probability, parameters) == 1
+    for (prediction, label), profile in zip(volumes, profiles, strict=True):
+        mask = mask_of(prediction, rule, profile) == 1
         tp += int(np.count_nonzero(mask & (label == 1)))
         fp += int(np.count_nonzero(mask & (label == 0)))
         fn += int(np.count_nonzero(~mask & (label == 1)))
@@ -67,9 +77,9 @@ def _f_half(volumes: Sequence[tuple[np.ndarray, np.ndarray]], parameters: MaskPa
     return 1.25 * tp / denominator if denominator else 0.0
 
 
-def _levels(volumes: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+def _levels(volumes: Sequence[Labelled]) -> list[float]:
     """Thresholds worth trying: quantiles of the probabilities of surface voxels, two digits, ascending."""
-    surface = np.concatenate([probability[label == 1].ravel() for probability, label in volumes])
+    surface = np.concatenate([prediction.probability[label == 1].ravel() for prediction, label in volumes])
     if surface.size == 0:
         return [0.5]
     quantiles = np.quantile(surface, np.linspace(0.05, 0.9, STEPS))

@@ -7,6 +7,7 @@ form over the features that it sees.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,9 +16,13 @@ from nx46vx.features.backend import Backend, backend
 from nx46vx.features.blocks import block_windows, each_plane
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.spread import usable_cpus
+from nx46vx.inference.masks.doubt import Prediction, spread
 from nx46vx.model.ensemble import Ensemble
 from nx46vx.model.metrics import sigmoid
 from nx46vx.model.neuron import fold
+
+#: Takes a block's window, the plane's number in it, and the features before it, its own and those after it.
+OnPlane = Callable[[tuple[slice, slice, slice], int, np.ndarray, np.ndarray, np.ndarray], None]
 
 
 def probability_volume(
@@ -28,12 +33,13 @@ def probability_volume(
     threads: int | None = None,
     on_block: Callable[[int, int], None] | None = None,
     how: Backend | None = None,
+    also: OnPlane | None = None,
 ) -> np.ndarray:
     """Probability of surface, float32 (z, y, x), of a uint8 volume (z, y, x).
 
     Only one block of at most ``block`` cubed voxels and its halo are smoothed at a time, and three planes of features
     per thread are in memory. ``threads`` (all processors unless given) share the work; neither they nor ``block`` nor
-    ``how`` change a bit. ``on_block`` is told (blocks done, blocks in all).
+    ``how`` change a bit. ``on_block`` is told (blocks done, blocks in all). ``also`` sees every plane of features.
     """
     names = ensemble.features
     if not names:  # no member helped: the same probability everywhere
@@ -45,11 +51,52 @@ def probability_volume(
     windows = list(block_windows(volume.shape, block))
     for number, window in enumerate(windows, start=1):
         features = how.block(volume, window, reference, names, threads=threads)
-        fill = partial(_fill, probability[window], how, terms, constant)
+        fill = partial(_fill, probability[window], how, terms, constant, also and partial(also, window))
         each_plane(features, window, volume.shape, fill, threads=threads)
         if on_block is not None:
             on_block(number, len(windows))
     return probability
+
+
+def predict(
+    volume: np.ndarray, ensemble: Ensemble, *, block: int, vote_at: float, threads: int | None = None,
+    how: Backend | None = None,
+) -> Prediction:  # fmt: skip
+    """The ensemble's probabilities and how far its active members agree; a member votes at ``vote_at``.
+
+    Args as for ``probability_volume``; memory likewise, and two bytes per voxel more.
+    """
+    how = how or backend()
+    deviation, disagreement = (np.zeros(volume.shape, np.uint8) for _ in range(2))
+    see = _Members(ensemble, vote_at, how, deviation, disagreement) if len(ensemble.active) > 1 else None
+    probability = probability_volume(volume, ensemble, block=block, threads=threads, how=how, also=see)
+    return Prediction(probability, deviation, disagreement)
+
+
+class _Members:
+    """Fills the two maps, plane by plane, from the members' own probabilities."""
+
+    def __init__(
+        self, ensemble: Ensemble, vote_at: float, how: Backend, deviation: np.ndarray, disagreement: np.ndarray
+    ) -> None:
+        names, active = ensemble.features, ensemble.active
+        total = sum(member.weight for member in active)
+        self._weights = [member.weight / total for member in active]
+        self._rows = [[names.index(name) for name in sorted(member.spec.view)] for member in active]
+        alone = [Ensemble((replace(member, weight=1.0),), 0.0) for member in active]
+        self._terms = [quadratic_terms(one, one.features) for one in alone]
+        self._vote_at, self._how = vote_at, how
+        self._deviation, self._disagreement = deviation, disagreement
+
+    def __call__(
+        self, window: tuple[slice, slice, slice], number: int, before: np.ndarray, here: np.ndarray, after: np.ndarray
+    ) -> None:
+        seen = []
+        for rows, (terms, constant) in zip(self._rows, self._terms, strict=True):
+            low, middle, high = (np.ascontiguousarray(plane[rows]) for plane in (before, here, after))
+            seen.append(sigmoid(self._how.quadratic(low, middle, high, terms, constant).astype(np.float64)))
+        maps = spread(np.stack(seen), self._weights, self._vote_at)
+        self._deviation[window][number], self._disagreement[window][number] = maps
 
 
 def quadratic_terms(ensemble: Ensemble, names: Sequence[str]) -> tuple[np.ndarray, float]:
@@ -80,8 +127,10 @@ def quadratic_terms(ensemble: Ensemble, names: Sequence[str]) -> tuple[np.ndarra
 
 
 def _fill(
-    probability: np.ndarray, how: Backend, terms: np.ndarray, constant: float,
+    probability: np.ndarray, how: Backend, terms: np.ndarray, constant: float, also: Callable[..., None] | None,
     number: int, before: np.ndarray, here: np.ndarray, after: np.ndarray,
 ) -> None:  # fmt: skip
     logit = how.quadratic(before, here, after, terms, constant)
     probability[number] = sigmoid(logit.astype(np.float64))
+    if also is not None:
+        also(number, before, here, after)

@@ -49,6 +49,7 @@ class RunLog:
     growth: dict[str, Event] = field(default_factory=dict)
     epoch_best: dict[str, float] = field(default_factory=dict)
     traces: dict[tuple[str, str], Event] = field(default_factory=dict)  # (array, case id)
+    thresholds: dict[str, Event] = field(default_factory=dict)  # case id -> its MASK_THRESHOLDS
     skipped: dict[str, str] = field(default_factory=dict)
     boots: list[Event] = field(default_factory=list)
     data_dirs: set[str] = field(default_factory=set)
@@ -98,7 +99,7 @@ def _from_driver(log: RunLog, name: str, event: Event) -> None:
         log.datasets.add(str(event["digest"]))
         log.skipped = {str(case_id): str(reason) for case_id, reason in event["skipped"]}
     elif name == "RESUME_INCOMPATIBLE" and event.get("action"):  # what was decided and handed in before is set aside
-        for table in (log.neurons, log.growth, log.epoch_best, log.traces):
+        for table in (log.neurons, log.growth, log.epoch_best, log.traces, log.thresholds):
             table.clear()
         for one in _OF_A_RESULT:
             log.newest.pop(one, None)
@@ -111,6 +112,8 @@ def _from_driver(log: RunLog, name: str, event: Event) -> None:
         log.growth[str(event["neurons"])] = event
     elif name == "PROGRESS_UPDATE" and event.get("substage") == "epoch_done":
         log.epoch_best[str(int(event["index"]) - 1)] = event["best_objective"]
+    elif name == "MASK_THRESHOLDS":
+        log.thresholds[str(event["case_id"])] = event
     elif name == "ARRAY_TRACE" and "case_id" in event:
         log.traces[str(event["array"]), str(event["case_id"])] = event
 

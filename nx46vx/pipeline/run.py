@@ -25,6 +25,7 @@ from nx46vx.pipeline.dataset import find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
 from nx46vx.pipeline.governing import check_budget, remember_phases
+from nx46vx.pipeline.masking import choose_rule
 from nx46vx.pipeline.planfile import write_plan
 from nx46vx.pipeline.profiling import Profiler, short
 from nx46vx.pipeline.screen import make_screen
@@ -148,10 +149,12 @@ def _stages(
     with stage("ensemble"):
         choice = choose(session, cases, fit)
     session.costs.add("ensemble", seconds["ensemble"])
+    with stage("mask_rule"):
+        chosen = choose_rule(session, cases, choice)
     with stage("segment") as use:
         if all(session.paths.mask(case.case_id).exists() for case in cases.dataset.test):
             use.nothing_to_do()
-        segmented = segment(session, cases, choice.ensemble, counts=complete)
+        segmented = segment(session, cases, choice.ensemble, chosen, counts=complete)
     with stage("package"):
         started = time.monotonic()
         submission = package(session, cases, segmented["foreground"])

@@ -1,4 +1,4 @@
-"""Stage five: mask thresholds from validation volumes, then one mask per test volume."""
+"""Stage five: one mask per test volume, with thresholds of its own, and the maps of how sure it is."""
 
 from __future__ import annotations
 
@@ -13,35 +13,39 @@ import numpy as np
 
 from nx46vx.data.cases import Case
 from nx46vx.data.volume_io import read_volume, write_volume
-from nx46vx.errors import StoppedError
-from nx46vx.inference.calibrate import Calibration, calibrate_mask
-from nx46vx.inference.postprocess import MaskParameters, make_mask
-from nx46vx.inference.predict import probability_volume
+from nx46vx.inference.masks.doubt import Prediction
+from nx46vx.inference.masks.profile import VolumeProfile
+from nx46vx.inference.postprocess import make_mask
 from nx46vx.logs import say
 from nx46vx.model.ensemble import Ensemble
 from nx46vx.pipeline.dataset import Cases
+from nx46vx.pipeline.masking import MaskChoice, check_time, predicted
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.heartbeat import heartbeat
 from nx46vx.runtime.sink import trace_array
 
+#: What of a volume's parameters follows from its own distribution.
+PER_VOLUME = ("strong_th", "weak_th", "max_deviation", "max_disagreement")
 
-def segment(session: Session, cases: Cases, ensemble: Ensemble, *, counts: bool) -> dict[str, Any]:
-    """Write ``masks/ID.tif`` for every test case; returns the parameters and the foreground share of each.
+
+def segment(session: Session, cases: Cases, ensemble: Ensemble, chosen: MaskChoice, *, counts: bool) -> dict[str, Any]:
+    """Write ``masks/ID.tif`` for every test case; returns the rule, and thresholds and foreground share of each.
 
     ``counts``: whether this is the final ensemble, so that the work counts as progress.
     """
-    with heartbeat(session.log, "calibrate"):
-        calibration = _calibrate(session, cases, ensemble)
-    parameters = calibration.parameters
-    session.log.emit("MASK_PARAMETERS", **vars(parameters), validation_f_half=calibration.f_half)
-    say(f"masks: strong {parameters.strong_th}, weak {parameters.weak_th}, validation F0.5 {calibration.f_half:.3f}")
-    foreground = {}
+    foreground: dict[str, float] = {}
+    thresholds: dict[str, dict[str, float]] = {}
     with heartbeat(session.log, "segment"), contextlib.closing(_volumes(session, cases.dataset.test)) as volumes:
         for number, (case, volume) in enumerate(volumes, start=1):
             started = time.monotonic()
-            probability = probability_volume(volume, ensemble, block=session.settings.features.block)
-            trace_array(session.log, "probability", probability, case_id=case.case_id)
-            mask = make_mask(probability, parameters)
+            prediction = predicted(session, volume, ensemble, chosen.vote_at)
+            trace_array(session.log, "probability", prediction.probability, case_id=case.case_id)
+            _keep_maps(session, case.case_id, prediction)
+            profile = VolumeProfile.of(prediction)
+            parameters = chosen.rule.at(profile)
+            thresholds[case.case_id] = {name: getattr(parameters, name) for name in PER_VOLUME}
+            session.log.emit("MASK_THRESHOLDS", case_id=case.case_id, **thresholds[case.case_id], **profile.to_json())
+            mask = make_mask(prediction, parameters)
             trace_array(session.log, "mask", mask, case_id=case.case_id)
             write_volume(session.paths.mask(case.case_id), mask, compression=None)
             foreground[case.case_id] = float(np.count_nonzero(mask) / mask.size)
@@ -53,7 +57,18 @@ def segment(session: Session, cases: Cases, ensemble: Ensemble, *, counts: bool)
             )
             say(f"masks: {number} of {len(cases.dataset.test)}: {case.case_id}, {100 * foreground[case.case_id]:.2f} %")
     session.costs.save()
-    return {"parameters": vars(parameters), "validation_f_half": calibration.f_half, "foreground": foreground}
+    return {
+        "rule": chosen.rule.to_json(), "vote_at": chosen.vote_at, "validation_f_half": chosen.f_half,
+        "thresholds": thresholds, "foreground": foreground,
+    }  # fmt: skip
+
+
+def _keep_maps(session: Session, case_id: str, prediction: Prediction) -> None:
+    if session.settings.mask.keep_maps:
+        for name in session.paths.MAPS:
+            values = getattr(prediction, name)
+            trace_array(session.log, name, values, case_id=case_id)
+            write_volume(session.paths.map(case_id, name), values)
 
 
 def _volumes(session: Session, cases: Sequence[Case]) -> Generator[tuple[Case, np.ndarray]]:
@@ -61,7 +76,7 @@ def _volumes(session: Session, cases: Sequence[Case]) -> Generator[tuple[Case, n
     ahead: Future[np.ndarray] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as reader:
         for case, following in itertools.zip_longest(cases, cases[1:]):
-            _check(session)
+            check_time(session)
             volume = ahead.result() if ahead is not None else read_volume(case.image, case_id=case.case_id)
             ahead = None
             if following is not None and "prefetch" in session.governor.actions:
@@ -71,35 +86,3 @@ def _volumes(session: Session, cases: Sequence[Case]) -> Generator[tuple[Case, n
 
 def _in_memory(case: Case) -> np.ndarray:
     return np.array(read_volume(case.image, case_id=case.case_id))
-
-
-def _calibrate(session: Session, cases: Cases, ensemble: Ensemble) -> Calibration:
-    mask = session.settings.mask
-    strong = None if mask.strong_th == "auto" else mask.strong_th
-    weak = None if mask.weak_th == "auto" else mask.weak_th
-    volumes = []
-    for case in cases.of("validation")[: mask.calibration_volumes]:
-        _check(session)
-        assert case.label is not None
-        label = np.asarray(read_volume(case.label, case_id=case.case_id))
-        volumes.append((_probability(session, case, ensemble), label))
-
-    def make(strong_th: float, weak_th: float) -> MaskParameters:
-        return MaskParameters(strong_th, weak_th, mask.z_radius, mask.xy_radius, mask.dust_min_size)
-
-    return calibrate_mask(volumes, strong=strong, weak=weak, make=make)
-
-
-def _check(session: Session) -> None:
-    """Between two volumes: go on as long as the governor lets the packaging go on.
-
-    Raises:
-        StoppedError: only the margin is left, or a signal asked for the end and this would take too long.
-    """
-    if not session.governor.may_package():
-        raise StoppedError(f"stopped by {session.governor.reason}", fix="run the same command again to continue")
-
-
-def _probability(session: Session, case: Case, ensemble: Ensemble) -> np.ndarray:
-    volume = read_volume(case.image, case_id=case.case_id)
-    return probability_volume(volume, ensemble, block=session.settings.features.block)

@@ -17,6 +17,7 @@ from nx46vx.pipeline.findings import Findings
 from nx46vx.pipeline.primary import CandidateLog, RunLog
 from nx46vx.pipeline.profiling import short
 from nx46vx.pipeline.recompute import Record, candidate_record, ensemble_value, report_figures, search_figures
+from nx46vx.pipeline.verify_masks import check_maps, masks_figures
 from nx46vx.pipeline.verify_plan import Plan
 from nx46vx.pipeline.verify_store import Standing
 from nx46vx.report.summary import report_markdown
@@ -50,6 +51,7 @@ class Results:
         self._check_leaderboard()
         self._check_ensemble()
         foreground = self._check_masks()
+        check_maps(self.findings, self.paths, self.settings, self.plan.test, self.log)
         files = self._check_submission(foreground)
         self._check_profile()
         self._check_report(foreground, files, seal_root, roots)
@@ -221,9 +223,6 @@ class Results:
     def _expected_report(self, foreground: Mapping[str, float], files: list[dict[str, Any]] | None) -> dict[str, Any]:
         newest, plan = self.log.newest, self.plan
         assert plan.fit is not None
-        parameters = {key: newest["MASK_PARAMETERS"][key] for key in (
-            "strong_th", "weak_th", "z_radius", "xy_radius", "dust_min_size",
-        )}  # fmt: skip
         expected = {
             "reduced": self.settings.reduced,
             "version": newest["BOOT"]["version"],
@@ -232,11 +231,7 @@ class Results:
             "coverage": plan.value["coverage"],
             "split": plan.value["split"],
             "skipped": [list(pair) for pair in sorted(self.log.skipped.items())],
-            "masks": {
-                "parameters": parameters,
-                "validation_f_half": newest["MASK_PARAMETERS"]["validation_f_half"],
-                "foreground": dict(foreground),
-            },
+            "masks": masks_figures(self.log, plan.test, foreground),
             "submission": {
                 "file": self.paths.submission.name,
                 "sha512": digest_file(self.paths.submission),

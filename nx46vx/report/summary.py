@@ -64,11 +64,15 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         "## Submission",
         "",
         f"`{report['submission']['file']}`, sha512 `{report['submission']['sha512'][:16]}...`; "
-        f"thresholds strong {masks['parameters']['strong_th']}, weak {masks['parameters']['weak_th']}.",
+        f"voxel F0.5 of the validation masks {masks['validation_f_half']:.4f}.",
         "",
-        "| volume | surface |",
-        "|---|---|",
-        *(f"| {case_id} | {100 * share:.2f} % |" for case_id, share in masks["foreground"].items()),
+        "| volume | surface | strong threshold | weak threshold |",
+        "|---|---|---|---|",
+        *(
+            f"| {case_id} | {100 * share:.2f} % | {masks['thresholds'][case_id]['strong_th']:.3f} | "
+            f"{masks['thresholds'][case_id]['weak_th']:.3f} |"
+            for case_id, share in masks["foreground"].items()
+        ),
         "",
         "## Time",
         "",

@@ -32,6 +32,7 @@ _TRAVELS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"leaderboard\.csv", 256 * _MIB),
         (r"ensemble\.json", 64 * _MIB),
         (rf"masks/{_CASE}\.tif", 4096 * _MIB),
+        (rf"uncertainty/{_CASE}_(deviation|disagreement)\.tif", 4096 * _MIB),
         (r"submission\.zip", 16384 * _MIB),
         (r"report\.json", 256 * _MIB),
         (r"report\.md", 64 * _MIB),
@@ -45,9 +46,9 @@ _STAYS = re.compile(
     r"|([^/]+/)*\.[^/]+\.tmp|checkpoints/[^/]+/\.(tmp|trash)-[^/]+(/.*)?"
 )
 _FOLDERS = re.compile(
-    rf"(checkpoints|events)/({_OWNER}/)?|checkpoints/{_OWNER}/ckpt-\d{{8}}/|masks/|data/|ray/|superseded/"
+    rf"(checkpoints|events)/({_OWNER}/)?|checkpoints/{_OWNER}/ckpt-\d{{8}}/|masks/|uncertainty/|data/|ray/|superseded/"
 )
-_TOP = ("checkpoints", "events", "masks")
+_TOP = ("checkpoints", "events", "masks", "uncertainty")
 
 
 def limit_of(name: str) -> int | None:

@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from tiny import CANDIDATES, ITERATIONS, Ended, run, tiny_settings, tree
 
-from nx46vx.data.volume_io import write_volume
+from nx46vx.data.volume_io import read_volume, write_volume
 from nx46vx.errors import UsageError
 from nx46vx.events.segment import SegmentPaths
 from nx46vx.paths import RunPaths, default_cache_dir
@@ -133,7 +133,8 @@ NUMBERS: list[tuple[str, tuple[Any, ...], Any]] = [
     ("report.json", ("holdout", "intensity_histograms", 1, 200), 5),
     ("report.json", ("validation", "threshold_index"), 1),
     ("report.json", ("masks", "foreground", "test_0000"), 0.5),
-    ("report.json", ("masks", "parameters", "strong_th"), 0.5),
+    ("report.json", ("masks", "thresholds", "test_0000", "strong_th"), 0.5),
+    ("report.json", ("masks", "rule", "border"), 4),
     ("report.json", ("submission", "sha512"), "0" * 128),
     ("report.json", ("submission", "files", 0, "foreground_fraction"), 0.5),
     ("report.json", ("coverage", "train_pair_coverage_pct_effective"), 50.0),
@@ -448,3 +449,15 @@ def test_the_mask_share_is_counted_from_the_voxels(finished: Path) -> None:
     for case_id, share in report["masks"]["foreground"].items():
         assert share == float(np.mean(tifffile.imread(RunPaths(finished).mask(case_id)) == 1))
     assert REAL_FILES.exists(finished / "masks")
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_changed_map_of_doubt_is_named(copy: Path) -> None:
+    path = RunPaths(copy).map("test_0000", "deviation")
+    values = np.array(read_volume(path))
+    values[3, 4, 5] ^= 1
+    write_volume(path, values)
+    problems = verify(copy)["problems"]
+    assert [one["path"] for one in problems] == ["uncertainty/test_0000_deviation.tif"]
+    path.unlink()
+    assert any("is missing" in one["what"] for one in verify(copy)["problems"])

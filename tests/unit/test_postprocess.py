@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from nx46vx.errors import NX46Error, UsageError
-from nx46vx.inference.postprocess import MaskParameters, closing, hysteresis, make_mask, remove_dust
+from nx46vx.inference.masks.closing import closing
+from nx46vx.inference.masks.doubt import Prediction
+from nx46vx.inference.masks.dust import remove_dust
+from nx46vx.inference.masks.hysteresis import hysteresis
+from nx46vx.inference.masks.parameters import MaskParameters
+from nx46vx.inference.postprocess import make_mask
 
 CUBE = np.ones((3, 3, 3), dtype=bool)
 
@@ -15,6 +20,12 @@ CUBE = np.ones((3, 3, 3), dtype=bool)
 def smooth_noise(seed: int, shape: tuple[int, int, int] = (17, 22, 19), sigma: float = 1.0) -> np.ndarray:
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), sigma)
     return (1 / (1 + np.exp(-4 * noise / noise.std()))).astype(np.float32)
+
+
+def classic(strong_th: float, weak_th: float, z_radius: int, xy_radius: int, dust_min_size: int) -> MaskParameters:
+    return MaskParameters(
+        strong_th=strong_th, weak_th=weak_th, z_radius=z_radius, xy_radius=xy_radius, dust_min_size=dust_min_size
+    )
 
 
 def naive_closing(mask: np.ndarray, z_radius: int, xy_radius: int) -> np.ndarray:
@@ -118,14 +129,14 @@ def test_the_mask_is_the_three_steps_in_order() -> None:
     closed = naive_closing(grown, 1, 2)
     labels, _ = ndimage.label(closed, CUBE)
     expected = closed & (np.bincount(labels.ravel())[labels] >= 20)
-    found = make_mask(p, parameters)
+    found = make_mask(Prediction.certain(p), parameters)
     assert found.dtype == np.uint8 and found.shape == p.shape and found.any()
     np.testing.assert_array_equal(found, expected.astype(np.uint8))
 
 
 def test_a_map_below_the_strong_threshold_gives_an_empty_mask() -> None:
     p = np.full((6, 5, 4), 0.6, np.float32)
-    found = make_mask(p, MaskParameters(0.7, 0.3, 1, 1, 0))
+    found = make_mask(Prediction.certain(p), classic(0.7, 0.3, 1, 1, 0))
     assert found.dtype == np.uint8 and found.shape == p.shape and not found.any()
 
 
@@ -133,7 +144,7 @@ def test_the_input_is_left_alone_and_may_be_read_only() -> None:
     p = smooth_noise(2)
     before = p.copy()
     p.setflags(write=False)
-    make_mask(p, MaskParameters(0.9, 0.5, 2, 2, 10))
+    make_mask(Prediction.certain(p), classic(0.9, 0.5, 2, 2, 10))
     mask = p > 0.9
     kept = mask.copy()
     for changed in (closing(mask, 0, 0), remove_dust(mask, 0)):
@@ -146,7 +157,7 @@ def test_nan_is_named_with_its_place() -> None:
     p = smooth_noise(1)
     p[4, 3, 2] = np.nan
     with pytest.raises(NX46Error, match=r"NaN.*\(4, 3, 2\).*1 NaN"):
-        make_mask(p, MaskParameters(0.9, 0.5, 1, 1, 10))
+        make_mask(Prediction.certain(p), classic(0.9, 0.5, 1, 1, 10))
 
 
 @pytest.mark.parametrize("bad", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 4), np.uint8)])
@@ -160,4 +171,4 @@ def test_what_is_no_volume_of_floats_is_refused(bad: np.ndarray) -> None:
 )
 def test_impossible_parameters_are_refused(values) -> None:
     with pytest.raises(UsageError):
-        MaskParameters(*values)
+        classic(*values)

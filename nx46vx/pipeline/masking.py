@@ -1,0 +1,82 @@
+"""Stage between ensemble and masks: which rule makes the masks, chosen on validation volumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nx46vx.data.cases import Case
+from nx46vx.data.volume_io import read_volume
+from nx46vx.errors import StoppedError
+from nx46vx.inference.calibrate import Labelled, calibrate_mask
+from nx46vx.inference.masks.doubt import Prediction
+from nx46vx.inference.masks.parameters import MaskRule
+from nx46vx.inference.predict import predict
+from nx46vx.logs import say
+from nx46vx.model.ensemble import Ensemble
+from nx46vx.model.metrics import THRESHOLDS
+from nx46vx.pipeline.choose import Choice
+from nx46vx.pipeline.dataset import Cases
+from nx46vx.pipeline.maskrule import configured_rule
+from nx46vx.pipeline.session import Session
+from nx46vx.runtime.heartbeat import heartbeat
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """The rule, the probability at which a member votes for surface, and the voxel F0.5 on validation volumes."""
+
+    rule: MaskRule
+    vote_at: float
+    f_half: float
+
+
+def choose_rule(session: Session, cases: Cases, choice: Choice) -> MaskChoice:
+    """Choose the thresholds that the configuration leaves open; ``MASK_PARAMETERS`` says what was chosen.
+
+    Raises:
+        StoppedError: only the margin is left, or a signal asked for the end and this would take too long.
+    """
+    vote_at = THRESHOLDS[choice.figures["validation"]["threshold_index"]]
+    start, strong, weak = configured_rule(session.settings.mask)
+    with heartbeat(session.log, "calibrate"):
+        volumes = _validation(session, cases, choice.ensemble, vote_at)
+        found = calibrate_mask(volumes, start, strong=strong, weak=weak)
+    rule = found.rule
+    session.log.emit("MASK_PARAMETERS", **rule.to_json(), vote_at=vote_at, validation_f_half=found.f_half)
+    unit = "times the expected surface" if rule.per_volume else "probability"
+    say(f"masks: strong {rule.strong:.3g}, weak {rule.weak:.3g} ({unit}), validation F0.5 {found.f_half:.3f}")
+    return MaskChoice(rule, vote_at, found.f_half)
+
+
+def predicted(session: Session, volume: np.ndarray, ensemble: Ensemble, vote_at: float) -> Prediction:
+    """Probabilities and doubt of a volume; without doubt where nothing is done with it."""
+    return predict(volume, ensemble, block=session.settings.features.block, vote_at=vote_at)
+
+
+def check_time(session: Session) -> None:
+    """Between two volumes: go on as long as the governor lets the packaging go on.
+
+    Raises:
+        StoppedError: only the margin is left, or a signal asked for the end and this would take too long.
+    """
+    if not session.governor.may_package():
+        raise StoppedError(f"stopped by {session.governor.reason}", fix="run the same command again to continue")
+
+
+def _validation(session: Session, cases: Cases, ensemble: Ensemble, vote_at: float) -> list[Labelled]:
+    found = []
+    for case in cases.of("validation")[: session.settings.mask.calibration_volumes]:
+        check_time(session)
+        found.append((predicted(session, _image(case), ensemble, vote_at), _label(case)))
+    return found
+
+
+def _image(case: Case) -> np.ndarray:
+    return read_volume(case.image, case_id=case.case_id)
+
+
+def _label(case: Case) -> np.ndarray:
+    assert case.label is not None
+    return np.asarray(read_volume(case.label, case_id=case.case_id))
