@@ -49,9 +49,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("part", [1000, 1 << 20])
-def test_the_same_bytes_arrive(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, part: int
-) -> None:
+def test_the_same_bytes_arrive(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
     monkeypatch.setattr(transfer, "PART_BYTES", part)
     here = tmp_path / "here"
     assert receive(here, KEY, source.sizes, source.read)
