@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from nx46vx.features.blocks import sample_features
 from nx46vx.features.pool import feature_names
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.sampling import case_seed, sample_balanced, sample_natural, spatial_blocks
+from nx46vx.features.spread import usable_cpus
 from nx46vx.model.calibration import RandomSamples
 from nx46vx.model.neuron import NeuronSpec, prepare_neuron
 from nx46vx.model.samples import FitData
@@ -24,9 +26,10 @@ EDGE, PER_CASE = 96, 40_000
 def scroll_data(samples: int, validation: int) -> FitData:
     """About so many training samples (both classes alike) and validation samples (as they come), of other scrolls."""
     train = math.ceil(samples / PER_CASE)
-    cases = [_case(number, min(PER_CASE, samples - number * PER_CASE), balanced=True) for number in range(train)]
-    held_out = [_case(train, validation, balanced=False)]
-    return FitData(feature_names(), cases, held_out)
+    limits = [min(PER_CASE, samples - number * PER_CASE) for number in range(train)]
+    with ThreadPoolExecutor(usable_cpus()) as threads:
+        *cases, held_out = threads.map(_case, range(train + 1), [*limits, validation], [True] * train + [False])
+    return FitData(feature_names(), cases, [held_out])
 
 
 def drawn_neurons(data: FitData, neurons: int) -> list[NeuronSpec]:
@@ -35,11 +38,14 @@ def drawn_neurons(data: FitData, neurons: int) -> list[NeuronSpec]:
     return [prepare_neuron(data, 0, k, view) for k, view in views.items()]
 
 
-def _case(number: int, limit: int, *, balanced: bool) -> RandomSamples:
+def _case(number: int, limit: int, balanced: bool) -> RandomSamples:
     volume, label = make_case((EDGE, EDGE, EDGE), scroll=number, seed=number)
     draw = sample_balanced if balanced else sample_natural
     index = draw(label, limit, case_seed(0, f"scroll-{number}", draw.__name__))
+    group = spatial_blocks(index, (EDGE, EDGE, EDGE))
+    order = np.lexsort((index, group))  # as the feature cache keeps them
+    index, group = index[order], group[order]
     features = sample_features(volume, measure_reference(volume), feature_names(), index, block=EDGE)
     y = (label.reshape(-1)[index] == 1).astype(np.uint8)
     counts = (int((label == 0).sum()), int((label == 1).sum()))
-    return RandomSamples(f"scroll-{number}", features, y, spatial_blocks(index, label.shape), index, counts)
+    return RandomSamples(f"scroll-{number}", features, y, group, index, counts)
