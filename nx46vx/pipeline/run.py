@@ -20,11 +20,13 @@ from nx46vx.pipeline.choose import choose
 from nx46vx.pipeline.dataset import find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
+from nx46vx.pipeline.fuse import fuse_student
 from nx46vx.pipeline.governing import remember_phases
 from nx46vx.pipeline.planfile import write_plan
 from nx46vx.pipeline.segment import segment
 from nx46vx.pipeline.session import Session, open_session
 from nx46vx.pipeline.standing import check_run, finished_report
+from nx46vx.pipeline.student import Trained, train_student
 from nx46vx.pipeline.watching import Monitor, TrainWatch
 from nx46vx.runtime.budget import State, Work
 from nx46vx.runtime.numeric import numeric_environment
@@ -111,14 +113,23 @@ def _stages(
         plan = freeze(session, cases, data, keys)
     with stage("train_supervised"):
         plan, records, complete = search(session, cases, data, plan, resources, executor, watch)
-        fit = FitResult(plan, records, data, holdout, complete)
+    trained = Trained(complete)
+    if complete and session.settings.student.enabled:
+        with stage("student"):
+            trained = train_student(session, cases, plan, resources, watch)
+        complete = trained.complete
+    fit = FitResult(plan, records, data, holdout, complete)
     if not complete:
         _flush(session, fit)
     with stage("ensemble"):
         choice = choose(session, cases, fit)
+    refine = None
+    if trained.specs:
+        with stage("student_fusion"):
+            refine = fuse_student(session, cases, fit, choice, trained)
     session.costs.add("ensemble", seconds["ensemble"])
     with stage("segment"):
-        segmented = segment(session, cases, choice.ensemble, counts=complete)
+        segmented = segment(session, cases, choice.ensemble, counts=complete, refine=refine)
     with stage("package"):
         started = time.monotonic()
         submission = package(session, cases, segmented["foreground"])

@@ -32,6 +32,7 @@ class TrainWatch:
     plan: Callable[[], FitPlan] | None = None
     reported: dict[str, int] = field(default_factory=dict)
     in_flight: int = 0
+    student_steps: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(
@@ -84,7 +85,7 @@ class Monitor:
         governor.report("RUNTIME_BUDGET_HEARTBEAT")
         governor.report("TIME_BUDGET_STATE", eta_per_phase_s=phases)
         self._memory()
-        quiet = self._stall.stalled(value, time.monotonic())
+        quiet = self._stall.stalled((value, self.watch.student_steps), time.monotonic())
         if quiet is not None:
             session.log.emit("STALL_ALERT", seconds_without_progress=quiet, **view)
         shown = {**view, "in_flight": self.watch.in_flight, "budget_left_s": governor.remaining}

@@ -1,0 +1,166 @@
+"""How patches get to the network: read in this process or in others ahead of it, whichever a short timing favours."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nx46vx.runtime.sink import EventSink
+from nx46vx.student.order import EpochOrder
+from nx46vx.student.patches import PatchSource, Visit
+from nx46vx.student.spec import StudentSpec
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+#: Reading that takes less than this share of the computing is not worth a process.
+NEGLIGIBLE = 0.05
+#: A setting with more processes has to be faster than one with fewer by more than this share.
+WORTH = 0.10
+#: Groups of visits timed with each setting (at least two for each process), after one that is not.
+TIMED = 2
+
+
+@dataclass(frozen=True)
+class LoaderPlan:
+    """Arguments of torch's ``DataLoader``. They change no patch and no order."""
+
+    num_workers: int = 0
+    prefetch_factor: int | None = None
+    pin_memory: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        if not self.num_workers:
+            return {"num_workers": 0, "pin_memory": self.pin_memory}
+        return {**asdict(self), "persistent_workers": True, "multiprocessing_context": "forkserver"}
+
+
+class _Cut(Dataset[Any]):
+    """A patch source as torch wants it."""
+
+    def __init__(self, source: PatchSource) -> None:
+        self._source = source
+
+    def __getitem__(self, visit: Visit) -> tuple[np.ndarray, np.ndarray]:
+        return self._source[visit]
+
+
+class _Groups(Sampler[list[Visit]]):
+    """The groups of visits that are wanted next; a loader asks for them anew at each of its passes."""
+
+    def __init__(self) -> None:
+        self.wanted: list[list[Visit]] = []
+
+    def __iter__(self) -> Iterator[list[Visit]]:
+        return iter(self.wanted)
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+
+class PatchLoader:
+    """Batches in an order that depends on the seeds only. ``close`` ends its processes."""
+
+    def __init__(self, spec: StudentSpec, plan: LoaderPlan) -> None:
+        if plan.num_workers:  # the server that processes are forked from knows all they need, and has no threads
+            multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+        self.plan, self._spec = plan, spec
+        self._groups = _Groups()
+        # A generator of its own: else each pass draws from torch's global one.
+        self._loader: DataLoader[Any] = DataLoader(
+            _Cut(PatchSource(spec)), batch_sampler=self._groups, collate_fn=_stacked, generator=torch.Generator(),
+            **plan.arguments,
+        )  # fmt: skip
+
+    def groups(self, wanted: list[list[Visit]]) -> Iterator[Batch]:
+        """Patches (visits, k, 1, D, H, W) float32 and labels uint8 of each group."""
+        self._groups.wanted = wanted
+        yield from self._loader
+
+    def batches(self, order: EpochOrder, first_step: int) -> Iterator[Batch]:
+        """The epoch's batches from a step on, (B, 1, D, H, W): each takes one patch of every visit in a group."""
+        each, size = self._spec.settings.patches_per_visit, self._spec.settings.batch_size
+        group, skipped = divmod(first_step, each)
+        for images, labels in self.groups(list(order.groups(size, group))):
+            for number in range(skipped, each):
+                yield images[:, number], labels[:, number]
+            skipped = 0
+
+    def close(self) -> None:
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+            self._loader._iterator = None
+
+
+def choose_loader(spec: StudentSpec, groups: list[list[Visit]], compute_seconds: float, sink: EventSink) -> LoaderPlan:
+    """The setting that keeps the network fed, by timing a few groups of visits with each.
+
+    ``compute_seconds``: what the network takes for a group. Processes are tried only where reading in this one would
+    cost more than ``NEGLIGIBLE`` of that; where they cannot be had (no shared memory) none are used. Emits
+    ``STUDENT_LOADER``.
+    """
+    pinned = spec.device == "cuda"
+    asked = spec.settings.loader_workers
+    if asked != "auto":
+        plan = LoaderPlan(asked, 2 if asked else None, pinned)
+        sink.emit("STUDENT_LOADER", **asdict(plan), persistent_workers=asked > 0, reason="asked for", timed=[])
+        return plan
+    here = LoaderPlan(0, None, pinned)
+    waiting = {here: _timed(spec, here, groups)}
+    reason = "reading takes a negligible share of the time"
+    if waiting[here] > NEGLIGIBLE * compute_seconds:
+        reason = "the fewest processes within reach of the fastest"
+        try:
+            for workers in sorted({1, 2, max(spec.threads // 2, 1), max(spec.threads - 1, 1)}):
+                _try(spec, LoaderPlan(workers, 2, pinned), groups, compute_seconds, waiting)
+            busiest = min(waiting, key=lambda plan: waiting[plan])
+            if busiest.num_workers:
+                _try(spec, LoaderPlan(busiest.num_workers, 4, pinned), groups, compute_seconds, waiting)
+        except (RuntimeError, OSError) as error:
+            reason = f"no (more) processes: {str(error).splitlines()[0][:200]}"
+    best = min(waiting.values())
+    chosen = next(plan for plan, took in waiting.items() if took <= best + WORTH * (compute_seconds + best))
+    sink.emit(
+        "STUDENT_LOADER", **asdict(chosen), persistent_workers=chosen.num_workers > 0, reason=reason,
+        compute_seconds=compute_seconds,
+        timed=[{**asdict(plan), "waiting_seconds": took} for plan, took in waiting.items()],
+    )  # fmt: skip
+    return chosen
+
+
+def _try(
+    spec: StudentSpec, plan: LoaderPlan, groups: list[list[Visit]], compute_seconds: float,
+    waiting: dict[LoaderPlan, float],
+) -> None:  # fmt: skip
+    """Time a setting, unless one already keeps the network from waiting; what it reads ahead costs no waiting."""
+    if min(waiting.values()) > NEGLIGIBLE * compute_seconds:
+        waiting[plan] = max(_timed(spec, plan, groups) - compute_seconds, 0.0)
+
+
+def _timed(spec: StudentSpec, plan: LoaderPlan, groups: list[list[Visit]]) -> float:
+    """Seconds that a group takes to arrive once the loader runs."""
+    loader, timed = PatchLoader(spec, plan), max(TIMED, 2 * plan.num_workers)
+    try:
+        arriving = loader.groups((groups * (timed + 1))[: timed + 1])
+        next(arriving)
+        started = time.perf_counter()
+        for _ in arriving:
+            pass
+        return (time.perf_counter() - started) / timed
+    finally:
+        loader.close()
+
+
+def _stacked(visits: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+    return (
+        torch.from_numpy(np.stack([image for image, _ in visits])),
+        torch.from_numpy(np.stack([label for _, label in visits])),
+    )
