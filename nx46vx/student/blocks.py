@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -22,20 +24,22 @@ def upsampling(dims: int, given: int, made: int) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a shortcut (He et al. 2016). Normalised by sample and channel, so a sample's result
+    """Some convolutions beside a shortcut (He et al. 2016). Normalised by sample and channel, so a sample's result
     depends on no other sample of its batch."""
 
-    def __init__(self, dims: int, given: int, made: int) -> None:
+    def __init__(self, dims: int, given: int, made: int, convolutions: int) -> None:
         super().__init__()
-        self.first = convolution(dims, given, made, 3, bias=False)
-        self.first_norm = _NORM[dims](made, affine=True)
-        self.second = convolution(dims, made, made, 3, bias=False)
-        self.second_norm = _NORM[dims](made, affine=True)
+        widths = [given, *[made] * convolutions]
+        self.convolutions = nn.ModuleList(
+            [convolution(dims, one, other, 3, bias=False) for one, other in itertools.pairwise(widths)]
+        )
+        self.norms = nn.ModuleList([_NORM[dims](made, affine=True) for _ in range(convolutions)])
         self.shortcut = nn.Identity() if given == made else convolution(dims, given, made, 1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        inner = functional.leaky_relu(self.first_norm(self.first(x)), 0.01)
-        inner = self.second_norm(self.second(inner))
+        inner = x
+        for number, (convolve, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            inner = norm(convolve(functional.leaky_relu(inner, 0.01) if number else inner))
         return functional.leaky_relu(inner + self.shortcut(x), 0.01)
 
 
@@ -68,7 +72,7 @@ class DepthAttention(nn.Module):
 
 
 class SliceAttention(nn.Module):
-    """The same for a stack of slices in the channels' place: a gate for each slice from the contrast of all."""
+    """The same for a stack of slices in the channels' place: a gate for each from the means and contrasts of all."""
 
     def __init__(self, slices: int) -> None:
         super().__init__()

@@ -44,7 +44,12 @@ def segmenter_of(net: Network, spec: StudentSpec, executor: Executor, batch: int
 
     on_cpu = spec.device == "cpu"
     return Segmenter(
-        logits_of, spec.patch, spec.settings.overlap, spec.threads if on_cpu else batch, executor if on_cpu else None
+        logits_of,
+        spec.patch,
+        spec.settings.overlap,
+        spec.threads if on_cpu else batch,
+        executor if on_cpu else None,
+        spec.settings.sides,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +22,10 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 NEGLIGIBLE = 0.05
 #: A setting with more processes has to be faster than one with fewer by more than this share.
 WORTH = 0.10
+#: Seconds after which a process that delivers nothing is given up.
+TIMEOUT = 300
+#: Seconds after which a process that delivers nothing is given up.
+TIMEOUT = 300
 #: Groups of visits timed with each setting (at least two for each process), after one that is not.
 TIMED = 2
 
@@ -39,7 +42,11 @@ class LoaderPlan:
     def arguments(self) -> dict[str, Any]:
         if not self.num_workers:
             return {"num_workers": 0, "pin_memory": self.pin_memory}
-        return {**asdict(self), "persistent_workers": True, "multiprocessing_context": "forkserver"}
+        # Forked, for whatever else starts a process runs the user's main module again. The processes read files and
+        # compute with NumPy; one that hangs all the same is given up.
+        return {
+            **asdict(self), "persistent_workers": True, "multiprocessing_context": "fork", "timeout": TIMEOUT,
+        }  # fmt: skip
 
 
 class _Cut(Dataset[Any]):
@@ -69,8 +76,6 @@ class PatchLoader:
     """Batches in an order that depends on the seeds only. ``close`` ends its processes."""
 
     def __init__(self, spec: StudentSpec, plan: LoaderPlan) -> None:
-        if plan.num_workers:  # the server that processes are forked from knows all they need, and has no threads
-            multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
         self.plan, self._spec = plan, spec
         self._groups = _Groups()
         # A generator of its own: else each pass draws from torch's global one.

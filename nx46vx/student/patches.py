@@ -9,37 +9,17 @@ import numpy as np
 
 from nx46vx.data.cases import Case
 from nx46vx.data.volume_io import read_volume
+from nx46vx.features.reference import VolumeReference, measure_reference
+from nx46vx.student.channels import channels_of, standardised
 from nx46vx.student.losses import IGNORED
 from nx46vx.student.spec import StudentSpec
 
 Place = tuple[slice, slice, slice]
 
-#: Planes that a volume's grey values are measured on, at most.
-_PLANES = 64
-_QUANTILES = 2.5631031310892007  # distance between the 10 % and 90 % quantiles of a standard normal
 #: A patch cut anywhere is drawn again, so many times, while hardly any of it is labelled.
 _ATTEMPTS = 4
 _LEAST_LABELLED = 0.05
 _FINEST = 1e-3
-
-
-def grey_scale(volume: np.ndarray) -> tuple[float, float]:
-    """Median and robust standard deviation of the grey values that are not zero, on evenly spread planes."""
-    step = max(1, len(volume) // _PLANES)
-    counts = np.zeros(256, np.int64)
-    for plane in volume[::step]:
-        counts += np.bincount(plane.ravel(), minlength=256)
-    counts[0] = 0
-    total = int(counts.sum())
-    if total == 0:
-        return 0.0, 1.0
-    low, median, high = (float(np.searchsorted(np.cumsum(counts), q * total)) for q in (0.1, 0.5, 0.9))
-    return median, max((high - low) / _QUANTILES, 1.0)
-
-
-def standardised(grey: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """Grey values as float32 in robust standard deviations from the median."""
-    return (grey.astype(np.float32) - np.float32(scale[0])) / np.float32(scale[1])
 
 
 @dataclass(frozen=True)
@@ -55,6 +35,7 @@ class PatchSource:
     """Cuts the patches of a visit. Holds plain data only, so that it can go to another process."""
 
     def __init__(self, spec: StudentSpec) -> None:
+        self._references: dict[int, VolumeReference] = {}
         self._cases, self._settings = spec.train, spec.settings
         self._patch, self._symmetries = spec.patch, spec.symmetries
 
@@ -62,19 +43,26 @@ class PatchSource:
         return len(self._cases)
 
     def __getitem__(self, visit: Visit) -> tuple[np.ndarray, np.ndarray]:
-        """Patches (k, 1, D, H, W) float32 and their labels, alike, uint8."""
+        """Patches (k, C, D, H, W) float32 and their labels (k, 1, D, H, W) uint8."""
         case = self._cases[visit.case]
         image, label = read_pair(case)
-        scale, surface = grey_scale(image), np.flatnonzero(label == 1)
+        reference, surface = self._reference(visit.case, image), np.flatnonzero(label == 1)
         images, labels = [], []
         for number in range(self._settings.patches_per_visit):
             rng = np.random.default_rng(np.random.SeedSequence([visit.seed, visit.index, number]))
             place = self._place(label, surface, rng)
             symmetry = self._symmetries[int(rng.integers(len(self._symmetries)))]
-            grey = standardised(cut(image, place, "reflect"), scale)
-            images.append(np.ascontiguousarray(symmetry.of_array(varied(grey, self._settings.intensity_noise, rng))))
+            grey = varied(standardised(cut(image, place, "reflect"), reference), self._settings.intensity_noise, rng)
+            seen = channels_of(grey, reference, self._settings.sides)
+            images.append(np.ascontiguousarray(symmetry.of_array(seen)))
             labels.append(np.ascontiguousarray(symmetry.of_array(cut(label, place, IGNORED))))
-        return np.stack(images)[:, None], np.stack(labels)[:, None]
+        return np.stack(images), np.stack(labels)[:, None]
+
+    def _reference(self, case: int, image: np.ndarray) -> VolumeReference:
+        """Facts about a case's whole volume, measured when it is first read in this process."""
+        if case not in self._references:
+            self._references[case] = measure_reference(image)
+        return self._references[case]
 
     def _place(self, label: np.ndarray, surface: np.ndarray, rng: np.random.Generator) -> Place:
         """Around a surface voxel, or anywhere that is not mostly unlabelled."""

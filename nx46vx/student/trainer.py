@@ -15,6 +15,7 @@ import torch
 from nx46vx.errors import NX46Error
 from nx46vx.model.metrics import Counts
 from nx46vx.runtime.sink import EventSink
+from nx46vx.student.channels import channel_count
 from nx46vx.student.compiling import compiled
 from nx46vx.student.gradients import ByMicroBatch, BySample, Gradients
 from nx46vx.student.inference import moved, placed, segmenter_of, uses_amp
@@ -105,8 +106,9 @@ class Trainer:
     def rehearse(self) -> float:
         """Fit the micro-batch, compile, and time a step on made-up patches; seconds. Changes no state."""
         settings = self.spec.settings
-        image = torch.randn(settings.batch_size, 1, *self.spec.patch, generator=torch.Generator().manual_seed(0))
-        label = (image > 1.5).to(torch.uint8)
+        channels = channel_count(settings.sides)
+        image = torch.randn(settings.batch_size, channels, *self.spec.patch, generator=torch.Generator().manual_seed(0))
+        label = (image[:, :1] > 1.5).to(torch.uint8)
         keep = torch.ones(settings.batch_size, self.net.net.bottleneck)
         if self._gradients is None:
             self._fit_memory(image[:1], label[:1], keep[:1])

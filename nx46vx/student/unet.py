@@ -16,6 +16,7 @@ from nx46vx.student.blocks import (
     convolution,
     upsampling,
 )
+from nx46vx.student.channels import channel_count
 from nx46vx.student.spec import StudentSpec
 
 #: Share of surface that the untrained network starts from.
@@ -32,22 +33,23 @@ class ResidualUNet(nn.Module):
     """
 
     def __init__(
-        self, dims: int, inputs: int, base: int, levels: int, *, cell: int, multi_scale: bool, attention: bool,
-        deep_supervision: bool,
+        self, dims: int, inputs: int, base: int, levels: int, *, convolutions: int, cell: int, multi_scale: bool,
+        attention: bool, deep_supervision: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         self.dims, self.cell = dims, cell
         inputs *= cell**dims
         width = [base * 2**level for level in range(levels)]
         below, above = range(1, levels), range(levels - 1)
+        self._bottleneck = width[-1]
         self.encode = nn.ModuleList(
-            [ResidualBlock(dims, inputs if k == 0 else width[k], width[k]) for k in range(levels)]
+            [ResidualBlock(dims, width[k] if k else inputs, width[k], convolutions) for k in range(levels)]
         )
         self.down = nn.ModuleList([_down(dims, width[k - 1], width[k]) for k in below])
         self.scales = nn.ModuleList([convolution(dims, inputs, width[k], 3) for k in below] if multi_scale else [])
         self.attend = nn.ModuleList([_attention(dims, width[k]) for k in range(levels)] if attention else [])
         self.up = nn.ModuleList([upsampling(dims, width[k + 1], width[k]) for k in above])
-        self.decode = nn.ModuleList([ResidualBlock(dims, width[k], width[k]) for k in above])
+        self.decode = nn.ModuleList([ResidualBlock(dims, width[k], width[k], convolutions) for k in above])
         supervised = min(max(levels - 1, 1), 3) if deep_supervision else 1
         self.heads = nn.ModuleList([convolution(dims, width[k], 1 if k else cell**dims, 1) for k in range(supervised)])
         for head in self.heads:
@@ -56,7 +58,7 @@ class ResidualUNet(nn.Module):
     @property
     def bottleneck(self) -> int:
         """Channels at the coarsest level."""
-        return int(self.encode[-1].second.out_channels)  # type: ignore[union-attr,arg-type]
+        return self._bottleneck
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Logits (N, 1, ...) at full resolution, then at those of the coarser decoder levels.
@@ -87,7 +89,7 @@ class ResidualUNet(nn.Module):
 
 
 class Volumetric(nn.Module):
-    """3D: ``x`` (N, 1, D, H, W) to logits of the same shape, and coarser ones."""
+    """3D: ``x`` (N, C, D, H, W) to logits (N, 1, D, H, W), and coarser ones."""
 
     def __init__(self, net: ResidualUNet) -> None:
         super().__init__()
@@ -101,18 +103,18 @@ class Volumetric(nn.Module):
 class Slicewise(nn.Module):
     """2.5D: every slice is judged from a stack of itself and its neighbours; the volume's end slices are repeated."""
 
-    def __init__(self, net: ResidualUNet, slices: int, attention: bool) -> None:
+    def __init__(self, net: ResidualUNet, channels: int, slices: int, attention: bool) -> None:
         super().__init__()
         self.net, self.slices = net, slices
-        self.attend = SliceAttention(slices) if attention else nn.Identity()
+        self.attend = SliceAttention(channels * slices) if attention else nn.Identity()
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> list[torch.Tensor]:
         """As in 3D; coarser logits have all slices, at half and a quarter of the resolution in the plane."""
-        n, _, depth, height, width = x.shape
+        n, channels, depth, height, width = x.shape
         reach = self.slices // 2
         padded = functional.pad(x, (0, 0, 0, 0, reach, reach), mode="replicate") if reach else x
-        stacks = padded[:, 0].unfold(1, self.slices, 1).permute(0, 1, 4, 2, 3)
-        stacks = self.attend(stacks.reshape(n * depth, self.slices, height, width))
+        stacks = padded.unfold(2, self.slices, 1).permute(0, 2, 1, 5, 3, 4)
+        stacks = self.attend(stacks.reshape(n * depth, channels * self.slices, height, width))
         if keep is not None:
             keep = keep.repeat_interleave(depth, 0)
         flat: list[torch.Tensor] = self.net(stacks, keep)
@@ -125,15 +127,16 @@ Network = Volumetric | Slicewise
 def build_network(spec: StudentSpec, seed: int) -> Network:
     """The network that a spec describes, with weights drawn from the seed; on the CPU, in evaluation form."""
     settings = spec.settings
-    flat = spec.variant == "2.5d"
+    flat, channels = spec.variant == "2.5d", channel_count(settings.sides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        inputs = channels * settings.context_slices if flat else channels
         net = ResidualUNet(
-            2 if flat else 3, settings.context_slices if flat else 1, settings.base_channels, settings.levels,
-            cell=settings.cell, multi_scale=settings.multi_scale, attention=settings.attention,
-            deep_supervision=settings.deep_supervision,
+            2 if flat else 3, inputs, settings.base_channels, settings.levels,
+            convolutions=settings.block_convolutions, cell=settings.cell, multi_scale=settings.multi_scale,
+            attention=settings.attention, deep_supervision=settings.deep_supervision,
         )  # fmt: skip
-        return Slicewise(net, settings.context_slices, settings.attention) if flat else Volumetric(net)
+        return Slicewise(net, channels, settings.context_slices, settings.attention) if flat else Volumetric(net)
 
 
 def to_cells(x: torch.Tensor, cell: int) -> torch.Tensor:

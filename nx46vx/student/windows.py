@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nx46vx.student.patches import cut, grey_scale, standardised
+from nx46vx.features.reference import measure_reference
+from nx46vx.student.channels import channels_of, standardised
+from nx46vx.student.patches import cut
 from nx46vx.student.symmetry import Symmetry
 
 #: Width of the weight around a window's centre, as a share of its edge, and the least weight, at its corners.
 SIGMA = 1 / 5
 LEAST = 1e-3
 
-#: Logits of windows (n, 1, D, H, W), alike; any device inside.
+#: Logits (n, 1, D, H, W) of windows (n, C, D, H, W); any device inside.
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -37,9 +39,11 @@ def gaussian(edge: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """The network over volumes. ``batch`` windows are in work at once: on an executor's threads, or in one go.
+    """The network over volumes.
 
-    Besides them, memory holds the volume and its logits: weights are separable, so their sum needs no volume.
+    ``batch`` windows are in work at once: on an executor's threads, or in one go. Besides them, memory holds the volume
+    and its logits: weights are separable, so their sum needs no volume. ``sides``: channels of a window, as in
+    ``channels_of``.
     """
 
     logits_of: Logits
@@ -47,17 +51,21 @@ class Segmenter:
     overlap: float
     batch: int
     executor: Executor | None = None
+    sides: bool = False
 
     def logits(self, volume: np.ndarray, symmetries: Sequence[Symmetry] = (Symmetry(),)) -> np.ndarray:
         """Logits of surface, (z, y, x) float32, averaged over ``symmetries``, of a volume (z, y, x) uint8."""
-        scale = grey_scale(volume)
+        reference = measure_reference(volume)
         padded = tuple(max(size, edge) for size, edge in zip(volume.shape, self.window, strict=True))
         starts = [window_starts(size, edge, self.overlap) for size, edge in zip(padded, self.window, strict=True)]
         profiles = [gaussian(edge) for edge in self.window]
         weight = profiles[0][:, None, None] * profiles[1][:, None] * profiles[2]
         total = np.zeros(padded, np.float32)
         for places in _chunks(_places(starts, self.window), self.batch):
-            patches = [standardised(cut(volume, place, "reflect"), scale)[None, None] for place in places]
+            patches = [
+                channels_of(standardised(cut(volume, place, "reflect"), reference), reference, self.sides)[None]
+                for place in places
+            ]
             for place, logits in zip(places, self._computed(patches, symmetries), strict=True):
                 total[place] += weight * logits
         for axis, (size, edge) in enumerate(zip(padded, self.window, strict=True)):
@@ -77,7 +85,7 @@ class Segmenter:
     @torch.no_grad()
     def _averaged(self, patches: np.ndarray, symmetries: Sequence[Symmetry]) -> np.ndarray:
         x = torch.from_numpy(patches)
-        total = torch.zeros_like(x)
+        total = torch.zeros_like(x[:, :1])
         for symmetry in symmetries:
             total += symmetry.inverse.of_tensor(self.logits_of(symmetry.of_tensor(x)).float().cpu())
         return (total / len(symmetries)).numpy()

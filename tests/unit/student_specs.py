@@ -30,7 +30,9 @@ def cases_of(data: Path, book: Path) -> list[Case]:
         return list(discover(data, book=DigestBook(book), sink=NullSink(), executor=mapper).train)
 
 
-def spec_of(cases: list[Case], *, variant: Variant = "3d", seed: int = 1, threads: int = 1, **changes: Any) -> StudentSpec:
+def spec_of(
+    cases: list[Case], *, variant: Variant = "3d", seed: int = 1, threads: int = 1, **changes: Any
+) -> StudentSpec:
     """A student trained on all cases but the last two, which judge it."""
     settings = small(**changes)
     judges = tuple(cases[-2:][: settings.validation_cases])
