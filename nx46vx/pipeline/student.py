@@ -18,6 +18,7 @@ from search.resources import Resources
 
 if TYPE_CHECKING:
     from nx46vx.student.spec import StudentSpec, Variant
+    from search.student import StudentJob
 
 #: Kind of the decisions of this stage.
 KIND = "student"
@@ -124,7 +125,7 @@ def _spec(session: Session, cases: Cases, resources: Resources, variant: Variant
 
 
 def _train(session: Session, plan: FitPlan, specs: list[StudentSpec], resources: Resources, watch: TrainWatch) -> None:
-    from search.student import StudentJob, train_inline, train_through_tune
+    from search.student import StudentJob, train_inline
     from trainables.student import StudentFactory
 
     governor, unfinished = session.governor, [spec for spec in specs if not _done(session, plan, spec)]
@@ -152,10 +153,19 @@ def _train(session: Session, plan: FitPlan, specs: list[StudentSpec], resources:
         return
     with heartbeat(session.log, "student"):
         if session.settings.resources.executor == "ray":
-            train_through_tune(job, session.settings.resources.ray_address)
+            _through_tune(job, session.settings.resources.ray_address)
         else:
             train_inline(job)
     session.costs.save()
+
+
+def _through_tune(job: StudentJob, address: str | None) -> None:
+    from search.cluster import prepare_environment
+
+    prepare_environment(address)
+    from search.student_runner import train_through_tune
+
+    train_through_tune(job, address)
 
 
 def _state(session: Session, plan: FitPlan, spec: StudentSpec) -> Mapping[str, Any] | None:

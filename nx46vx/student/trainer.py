@@ -238,7 +238,7 @@ class Trainer:
         self, image: torch.Tensor, label: torch.Tensor, keep: torch.Tensor, forward: Callable[..., Any] | None = None
     ) -> torch.Tensor:
         with torch.autocast(self.spec.device, enabled=self._amp):
-            outputs = (forward or self._forward)(moved(image, self.spec), keep.to(self._device))
+            outputs = (self._forward if forward is None else forward)(moved(image, self.spec), keep.to(self._device))
         return sample_losses(outputs, label.to(self._device, non_blocking=True), self.spec.settings)
 
     def _keep(self, size: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from tiny import TINY, events, overlaid, results, run, tiny_settings, write_config
 
-from nx46vx.errors import StoppedError
+from nx46vx.errors import IncompatibleError, StoppedError
 from nx46vx.paths import RunPaths
 from nx46vx.pipeline import session as session_room
 from nx46vx.pipeline.decisions import Decisions
@@ -136,7 +137,7 @@ def test_a_student_that_was_stopped_goes_on_to_the_same_bits(
     with pytest.raises(StoppedError, match="SIGTERM"):
         run(with_student(tiny_data), root)
     assert run_report(root)["complete"] is False  # a partial submission, by the ensemble alone
-    assert not events(root, "STUDENT_FUSION")
+    assert not events(root, "STUDENT_FUSION") and verify(root)["ok"]
     run(with_student(tiny_data), root)
     assert results(root) == results(whole)
     assert weights(root) == weights(whole)
@@ -187,6 +188,21 @@ def test_through_ray_the_bits_are_those_of_the_inline_executor(tmp_path: Path, t
     (one,), (other,) = (events(tmp_path / name, "STUDENT_FUSION") for name in ("ray", "inline"))
     assert one["weights"] == other["weights"] and one["variant"] == other["variant"]
     assert sorted(path.name for path in (tmp_path / "ray/ray").glob("students-*/student-*")) != []
+
+
+def test_other_settings_of_the_student_retrain_it_and_keep_the_candidates(
+    tmp_path: Path, tiny_data: Path, whole: Path
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(whole, root)
+    changed = with_student(tiny_data, learning_rate=0.02)
+    with pytest.raises(IncompatibleError, match="student.learning_rate"):
+        run(changed, root)
+    run(changed, root, retrain=True)
+    (told,) = events(root, "RETRAIN_MISMATCHED")
+    assert told["dropped"] == ["student-3d"] and told["retrained"] == [] and len(told["kept"]) == 4
+    assert len(events(root, "STUDENT_EPOCH")) == 2 and weights(root) != weights(whole)
+    assert verify(root)["ok"]
 
 
 # Fusion.
