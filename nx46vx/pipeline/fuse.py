@@ -12,6 +12,7 @@ import numpy as np
 
 from nx46vx.data.volume_io import read_volume
 from nx46vx.errors import NX46Error, StoppedError
+from nx46vx.inference.predict import probability_volume
 from nx46vx.logs import say
 from nx46vx.model.ensemble import Ensemble
 from nx46vx.model.samples import Samples
@@ -129,7 +130,8 @@ def _judge(session: Session, cases: Cases, fit: FitResult, ensemble: Ensemble, s
     chosen = fit.data.validation[: settings.fusion_cases]
     plain = _cases(session, cases, fit, ensemble, student, chosen, student.symmetries[:1])
     per_volume = (time.monotonic() - started) / max(len(plain), 1)
-    averaged, tta = False, _averaging(session, cases, student, per_volume, len(chosen))
+    alone = _ensemble_seconds(session, cases, ensemble)
+    averaged, tta = False, _averaging(session, cases, student, per_volume, alone)
     used = plain
     if tta is None:
         often = _cases(session, cases, fit, ensemble, student, chosen, student.symmetries)
@@ -139,10 +141,10 @@ def _judge(session: Session, cases: Cases, fit: FitResult, ensemble: Ensemble, s
     per_volume *= len(student.symmetries) if averaged else 1
     fusion, verdict = fit_fusion(used), judge_fusion(used, settings.fusion_min_gain)
     told = verdict.to_json()
-    if verdict.kept and not _fits(session, cases, per_volume):
+    if verdict.kept and not _fits(session, cases, alone + per_volume):
         told |= {"kept": False, "reason": "too little time is left to segment with both"}
-    elif verdict.kept and (known := session.costs.p95("segment_case")) is not None:
-        session.costs.add("segment_case", known + per_volume)  # the reserve has to know
+    elif verdict.kept:
+        session.costs.add("segment_case", alone + per_volume)  # the reserve has to know
     return {
         "fused": told["kept"], "averaged": averaged, "weights": fusion.to_json(), "fusion": told, "tta": tta,
         "seconds_per_volume": per_volume,
@@ -151,25 +153,37 @@ def _judge(session: Session, cases: Cases, fit: FitResult, ensemble: Ensemble, s
 
 
 def _averaging(
-    session: Session, cases: Cases, student: Student, per_volume: float, volumes: int
+    session: Session, cases: Cases, student: Student, per_volume: float, alone: float
 ) -> dict[str, Any] | None:
     """Why test-time augmentation is not even tried, or None."""
     asked, reason = session.settings.student.tta, None
+    judged = sum(len(cases.of(role)[: session.settings.student.fusion_cases]) for role in ("validation", "holdout"))
+    often = per_volume * len(student.symmetries)
     if asked is False or len(student.symmetries) < 2:
         reason = "not asked for" if asked is False else "no symmetry is allowed"
     elif asked == "auto" and "test_time_augmentation_off" in session.governor.actions:
         reason = "the run is late"
-    elif asked == "auto" and not _fits(session, cases, per_volume * len(student.symmetries), extra=volumes):
+    elif asked == "auto" and not _fits(session, cases, alone + often, often * judged):
         reason = "too little time is left"
     return None if reason is None else {"kept": False, "reason": reason}
 
 
-def _fits(session: Session, cases: Cases, per_volume: float, extra: int = 0) -> bool:
-    """Whether the student's share of all volumes fits into the time that is left, beside the ensemble's."""
-    governor, work = session.governor, session.governor.work
-    volumes = len(cases.dataset.test) + work.calibrate_cases + extra
-    known = (work.seconds(session.costs) or 0.0) * MEASURED_FACTOR
-    return MEASURED_FACTOR * per_volume * volumes + known <= governor.remaining - governor.margin
+def _ensemble_seconds(session: Session, cases: Cases, ensemble: Ensemble) -> float:
+    """What the ensemble alone takes for a volume: as measured before, or on a validation volume now."""
+    known = session.costs.p95("segment_case")
+    if known is not None:
+        return known
+    case, started = cases.of("validation")[0], time.monotonic()
+    volume = read_volume(case.image, case_id=case.case_id)
+    probability_volume(volume, ensemble, block=session.settings.features.block)
+    return time.monotonic() - started
+
+
+def _fits(session: Session, cases: Cases, per_volume: float, before: float = 0.0) -> bool:
+    """Whether all volumes can be segmented, at so many seconds each, in the time that is left."""
+    governor = session.governor
+    volumes = len(cases.dataset.test) + governor.work.calibrate_cases
+    return MEASURED_FACTOR * (per_volume * volumes + before) <= governor.remaining - governor.margin
 
 
 def _cases(

@@ -93,21 +93,23 @@ def _decision(session: Session, cases: Cases, resources: Resources) -> dict[str,
     told: dict[str, Any] = {"asked": settings.enabled, "variants": list(settings.variants)}
     if settings.enabled is not True and "optional_phases_off" in governor.actions:
         return {**told, "enabled": False, "epochs": 0, "reason": "the run is late: optional phases are off"}
+    no_time = {**told, "enabled": False, "epochs": 0, "reason": "no time is left"}
     if governor.stopping:
-        return None
+        return None if settings.enabled is True or session.stop() else no_time
     if settings.enabled is True:
         return {**told, "enabled": True, "epochs": settings.epochs, "reason": "asked for"}
     from nx46vx.student.estimate import affordable, rehearse
 
     per_epoch = after = 0.0
-    volumes = [case.shape for case in (*cases.of("validation")[: settings.fusion_cases], *cases.dataset.test)]
+    judged = [case for role in ("validation", "holdout") for case in cases.of(role)[: settings.fusion_cases]]
+    volumes = [case.shape for case in (*judged, *cases.dataset.test)]
     with heartbeat(session.log, "student_estimate"):
         for variant in settings.variants:
             spec = _spec(session, cases, resources, variant, settings.epochs)
             estimate = rehearse(spec, session.log)
             per_epoch += estimate.epoch(spec)
             after = max(after, sum(estimate.volume(spec, shape) for shape in volumes))
-    if governor.stopping:
+    if session.stop():
         return None
     epochs, why = affordable(settings.epochs, per_epoch, after, governor.until_stop)
     return {**told, "enabled": epochs > 0, "epochs": epochs, **why}

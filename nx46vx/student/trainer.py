@@ -60,7 +60,7 @@ class Trainer:
         self.epoch = self.step = self.updates = self.skipped = self._in_a_row = 0
         self.loss_sum = self.seconds = 0.0
         self.last: dict[str, Any] = {}
-        self.micro_batch: int | None = None if settings.micro_batch == "auto" else settings.micro_batch
+        self.micro_batch: int | None = None
         self._forward: Callable[..., Any] = self.net
         self._gradients: Gradients | None = None
         self._loader: PatchLoader | None = None
@@ -79,14 +79,6 @@ class Trainer:
     @property
     def at_epoch_start(self) -> bool:
         return self.step == 0
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of the next step."""
-        settings = self.spec.settings
-        return learning_rate(
-            self.steps_done, self.spec.total_steps, settings.learning_rate, settings.warmup_share
-        )  # fmt: skip
 
     def advance(self) -> dict[str, Any] | None:
         """One training step, or one validation volume; the epoch's figures when that was its last piece of work."""
@@ -155,13 +147,18 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), settings.clip_norm)
         usable = bool(torch.isfinite(norm))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
-        if usable or self._amp:
+            group["lr"] = self._rate(self.steps_done)
+        if usable:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self._took(usable, float(losses.mean()))
         if self.step == settings.steps_per_epoch:
             self._batches = None
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step, counted over all epochs from 0."""
+        settings = self.spec.settings
+        return learning_rate(step, self.spec.total_steps, settings.learning_rate, settings.warmup_share)
 
     def _took(self, usable: bool, loss: float) -> None:
         """Count a step; an unusable one moved nothing."""
@@ -183,7 +180,7 @@ class Trainer:
     def _end_epoch(self) -> dict[str, Any]:
         quality = Quality.of(self._counts, self.spec.settings.stability_weight)
         taken = max(self.spec.settings.steps_per_epoch - self.skipped, 1)
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self._rate(self.steps_done - 1)
         self.epoch, self.step, self._counts = self.epoch + 1, 0, []
         if self.stopping.saw(self.epoch, quality.score):
             self.best.load_state_dict(self.average.state_dict())
@@ -210,12 +207,16 @@ class Trainer:
         per_patch = saved_bytes(lambda: self._losses(image, label, keep))
         available, on_cpu = free_bytes(self.spec.device), self.spec.device == "cpu"
         fits = fitting(per_patch, self.net, available, self.spec.settings.batch_size)
-        asked = self.micro_batch is not None
-        self.micro_batch = min(self.micro_batch or fits, self.spec.settings.batch_size)
+        given = self.spec.settings.micro_batch
+        if given != "auto":
+            self.micro_batch = min(given, self.spec.settings.batch_size)
+        elif self.micro_batch is None or on_cpu:  # else an earlier session's: on a GPU the last bits depend on it
+            self.micro_batch = fits
         threads = min(self.spec.threads, self.micro_batch)
         self._sink.emit(
             "STUDENT_MICRO_BATCH", micro_batch=self.micro_batch, threads=threads if on_cpu else None,
-            bytes_per_patch=per_patch, available_bytes=available, reason="given" if asked else "what fits",
+            bytes_per_patch=per_patch, available_bytes=available,
+            reason="what fits" if given == "auto" else "asked for",
         )  # fmt: skip
         parameters = list(self.net.parameters())
         if on_cpu:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nx46vx.features.reference import measure_reference
+from nx46vx.features.reference import VolumeReference, measure_reference
 from nx46vx.student.channels import channels_of, standardised
-from nx46vx.student.patches import cut
+from nx46vx.student.patches import Place, cut
 from nx46vx.student.symmetry import Symmetry
 
 #: Width of the weight around a window's centre, as a share of its edge, and the least weight, at its corners.
@@ -62,11 +62,7 @@ class Segmenter:
         weight = profiles[0][:, None, None] * profiles[1][:, None] * profiles[2]
         total = np.zeros(padded, np.float32)
         for places in _chunks(_places(starts, self.window), self.batch):
-            patches = [
-                channels_of(standardised(cut(volume, place, "reflect"), reference), reference, self.sides)[None]
-                for place in places
-            ]
-            for place, logits in zip(places, self._computed(patches, symmetries), strict=True):
+            for place, logits in zip(places, self._computed(volume, reference, places, symmetries), strict=True):
                 total[place] += weight * logits
         for axis, (size, edge) in enumerate(zip(padded, self.window, strict=True)):
             summed = np.zeros(size, np.float32)
@@ -75,12 +71,19 @@ class Segmenter:
             total /= summed.reshape([-1 if k == axis else 1 for k in range(3)])
         return total[tuple(slice(0, size) for size in volume.shape)]
 
-    def _computed(self, patches: list[np.ndarray], symmetries: Sequence[Symmetry]) -> Iterator[np.ndarray]:
-        """Logits of each patch, in their order: patch by patch on threads, or all in one batch."""
+    def _computed(
+        self, volume: np.ndarray, reference: VolumeReference, places: Sequence[Place], symmetries: Sequence[Symmetry]
+    ) -> Iterator[np.ndarray]:
+        """Logits of each window, in their order: window by window on threads, or all in one batch."""
+
+        def seen(place: Place) -> np.ndarray:
+            grey = standardised(cut(volume, place, "reflect"), reference)
+            return channels_of(grey, reference, self.sides)[None]
+
         if self.executor is not None:
-            yield from self.executor.map(lambda patch: self._averaged(patch, symmetries)[0, 0], patches)
+            yield from self.executor.map(lambda place: self._averaged(seen(place), symmetries)[0, 0], places)
         else:
-            yield from self._averaged(np.concatenate(patches), symmetries)[:, 0]
+            yield from self._averaged(np.concatenate([seen(place) for place in places]), symmetries)[:, 0]
 
     @torch.no_grad()
     def _averaged(self, patches: np.ndarray, symmetries: Sequence[Symmetry]) -> np.ndarray:
@@ -91,11 +94,11 @@ class Segmenter:
         return (total / len(symmetries)).numpy()
 
 
-def _places(starts: Sequence[Sequence[int]], window: Sequence[int]) -> Iterator[tuple[slice, slice, slice]]:
+def _places(starts: Sequence[Sequence[int]], window: Sequence[int]) -> Iterator[Place]:
     for z, y, x in itertools.product(*starts):
         yield slice(z, z + window[0]), slice(y, y + window[1]), slice(x, x + window[2])
 
 
-def _chunks(places: Iterator[tuple[slice, slice, slice]], size: int) -> Iterator[list[tuple[slice, slice, slice]]]:
+def _chunks(places: Iterator[Place], size: int) -> Iterator[list[Place]]:
     while chunk := list(itertools.islice(places, size)):
         yield chunk

@@ -196,7 +196,7 @@ def test_other_settings_of_the_student_retrain_it_and_keep_the_candidates(
     root = tmp_path / "run"
     shutil.copytree(whole, root)
     changed = with_student(tiny_data, learning_rate=0.02)
-    with pytest.raises(IncompatibleError, match="student.learning_rate"):
+    with pytest.raises(IncompatibleError, match="learning_rate"):
         run(changed, root)
     run(changed, root, retrain=True)
     (told,) = events(root, "RETRAIN_MISMATCHED")
