@@ -1,4 +1,4 @@
-"""The student's say: test-time augmentation and fusion, judged on validation cases, and how it changes a volume."""
+"""The student's say: test-time augmentation and fusion, judged on validation cases."""
 
 from __future__ import annotations
 
