@@ -95,6 +95,11 @@ class RunPaths:
         return self.root / "report.md"
 
     @property
+    def profile(self) -> Path:
+        """Where the newest session's time went."""
+        return self.root / "RUN_PROFILE_SUMMARY.json"
+
+    @property
     def ray(self) -> Path:
         """Ray's and TensorBoard's own files; nothing of ours is read back from here."""
         return self.root / "ray"

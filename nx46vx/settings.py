@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nx46vx.errors import UsageError, from_os_error
 
 ENV_PREFIX = "NX46VX_"
+MAX_YAML_BYTES, MAX_YAML_DEPTH = 64 << 10, 16
+_UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 GRID_L1 = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 GRID_L2 = (1e-4, 1e-3, 1e-2)
 GRID_META_NEURONS = 9
@@ -23,6 +25,8 @@ GRID_MAX_ITER = 120
 POOL_SIZE = 24
 
 Auto = Literal["auto"]
+#: ``most_memory``: the largest GPU first; ``most_free``: the emptiest first; ``index``: as the driver counts them.
+GpuPolicy = Literal["most_memory", "most_free", "index"]
 Penalty = Annotated[float, Field(gt=0, le=10)]
 
 
@@ -65,6 +69,7 @@ class FeatureSettings(_Section):
     block: int = Field(160, ge=32, le=1024, description="edge of the blocks a volume is processed in, in voxels")
     cache_dir: Path | None = Field(None, description="feature cache; empty: ~/.cache/nx46vx/features")
     workers: Auto | Annotated[int, Field(ge=1, le=256)] = Field("auto", description="cases computed at once")
+    store: Literal["npy", "zarr"] = Field("npy", description="how the cache keeps features: mapped, or compressed")
 
 
 class GridSettings(_Section):
@@ -110,10 +115,22 @@ class ResourceSettings(_Section):
 
     executor: Literal["ray", "inline"] = "ray"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpus_per_trial: Auto | Annotated[float, Field(ge=0, le=1)] = "auto"
+    gpus: Auto | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="most GPUs that are used")
+    gpu_policy: GpuPolicy = Field("most_memory", description="which GPUs come first, where there are several")
+    gpus_per_trial: Auto | Annotated[float, Field(ge=1e-4, le=1)] = Field(
+        "auto", description="share of a GPU that a trial takes up: so many run at once; auto: all in flight fit"
+    )
+    mixed_precision: Literal["auto", "off"] = Field(
+        "auto", description="auto: TF32 products on a GPU if the objective stays the same to 1e-5 of itself"
+    )
+    compile: bool = Field(False, description="torch.compile on a GPU; falls back by itself")
+    cuda_graphs: bool = Field(False, description="passes as CUDA graphs; falls back by itself")
     trials_in_flight: Auto | Annotated[int, Field(ge=1, le=1024)] = "auto"
     engine_threads: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
     ray_address: str | None = Field(None, description="address of a running Ray cluster; empty: a local one")
+    node_cache_dir: Path | None = Field(
+        None, description="feature cache on the cluster's other nodes; empty: the same path as here"
+    )
 
 
 class CheckpointSettings(_Section):
@@ -275,6 +292,7 @@ EXECUTION_KEYS = (
     "features.cache_dir",
     "features.workers",
     "features.block",
+    "features.store",
     "data.dir",
     "student.loader_workers",
     "student.checkpoint_steps",
@@ -325,10 +343,10 @@ def load_settings(
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in item['loc'] if not _is_branch(part)) or 'configuration'}: "
-            f"{item['msg']} (found {item['input']!r})"
+            f"{item['msg']} (found {_shown(item['input'])})"
             if item["type"] != "value_error"
             else f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
+            for item in error.errors()[:20]
         ]
         raise UsageError(
             "the configuration is not valid", where=path or "defaults, environment and flags",
@@ -341,10 +359,17 @@ def _is_branch(part: object) -> bool:
     return isinstance(part, str) and (part.startswith(("literal[", "constrained-")) or part in {"int", "float"})
 
 
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:200]
+    except ValueError:  # a whole number of thousands of digits
+        return f"a huge {type(value).__name__}"
+
+
 def parse_scalar(raw: str, where: str) -> Any:
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
+        value = yaml.load(raw, Loader=_StrictLoader)
+    except _UNREADABLE as error:
         raise UsageError("the value cannot be read", where=where, found=raw, fix="write a YAML value") from error
     if isinstance(value, str):  # YAML 1.1 takes 1e-4 for a word
         try:
@@ -356,17 +381,25 @@ def parse_scalar(raw: str, where: str) -> Any:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text()
-    except UnicodeDecodeError as error:
-        raise UsageError("the configuration is no text", where=path, fix="pass a YAML file") from error
+        with open(path, "rb") as file:
+            raw = file.read(MAX_YAML_BYTES + 1)
     except FileNotFoundError as error:
         raise UsageError("the configuration file is not there", where=path, fix="check --config") from error
     except OSError as error:
         raise from_os_error(error, "reading the configuration", path) from error
+    if len(raw) > MAX_YAML_BYTES:
+        raise UsageError(
+            "the configuration is too large", where=path, found=f"more than {MAX_YAML_BYTES} bytes",
+            fix="docs/usage.md lists every key",
+        )  # fmt: skip
     try:
-        values = yaml.load(text, Loader=_UniqueLoader)
-    except yaml.YAMLError as error:
-        raise UsageError("the configuration is not valid YAML", where=path, found=error, fix="mend it there") from error
+        values = yaml.load(raw.decode(), Loader=_StrictLoader)
+    except UnicodeDecodeError as error:
+        raise UsageError("the configuration is no text", where=path, found=error, fix="pass a YAML file") from error
+    except _UNREADABLE as error:
+        raise UsageError(
+            "the configuration is not valid YAML", where=path, found=" ".join(str(error).split()), fix="mend it there"
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -374,23 +407,39 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-class _UniqueLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice and reads 1e-4 as a number."""
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-4 as a number and refuses a key written twice, references and deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "anchor", None) is not None:  # they unfold without end
+            raise yaml.composer.ComposerError(None, None, "references are not read", event.start_mark)
+        if self.depth >= MAX_YAML_DEPTH:
+            raise yaml.composer.ComposerError(None, None, "it is nested too deeply", event.start_mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_UniqueLoader.yaml_implicit_resolvers = {
+_StrictLoader.yaml_implicit_resolvers = {
     first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_UniqueLoader.add_implicit_resolver(
+_StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 

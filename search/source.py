@@ -69,11 +69,22 @@ class CandidateSource:
         self._live.discard(candidate)
         self.records[candidate.candidate_id] = dict(record)
 
+    def hand_back(self, candidate: Candidate) -> None:
+        """A candidate came back incomplete by no fault of its own (its process died): it is the next to go out."""
+        self._live.discard(candidate)
+        self._since.pop(candidate, None)
+        self._pending.appendleft(candidate)
+
     def give_up(self, candidate: Candidate) -> None:
         """A candidate came back incomplete (stopped or failed): no further round is started."""
         self._live.discard(candidate)
         self._given_up.append(candidate)
         self._ended = True
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether anything of what was to be run is not done."""
+        return bool(self._pending or self._live or self._given_up)
 
     def take_back(self) -> None:
         """Hand out again what came back incomplete."""

@@ -7,13 +7,13 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.logger import TBXLoggerCallback
 
 from nx46vx.errors import NX46Error, failure_from
 from nx46vx.paths import RunPaths
 from search.cluster import ray_session
 from search.resources import usable_cpus
 from search.student import StudentJob
+from search.tensorboard import TensorBoardFiles
 from trainables.student_tune import StudentTrial
 
 #: Times that a trial is started again after a failure that is not its own, such as a killed process.
@@ -63,7 +63,7 @@ def train_through_tune(job: StudentJob, address: str | None) -> None:
     if ray.is_initialized():
         _tune(job)
     else:
-        with ray_session(address, job.resources.device.count):
+        with ray_session(address, [spot.gpu for spot in job.resources.spots if spot.gpu]):
             _tune(job)
 
 
@@ -83,7 +83,7 @@ def _tune(job: StudentJob) -> None:
             stop=_Ends(job),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_at_end=True),
-            callbacks=[TBXLoggerCallback(), told],
+            callbacks=[TensorBoardFiles(), told],
             verbose=0,
         ),
     )

@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
-import ray
 from ray import tune
-from ray.tune.logger import TBXLoggerCallback
 from ray.tune.search import Searcher
 
 from nx46vx.errors import NX46Error, failure_from
-from nx46vx.model.blocks import LaneRequest, start_request
+from nx46vx.model.blocks import start_request
 from nx46vx.model.candidates import Candidate
 from nx46vx.model.fitplan import load_fit_plan
 from nx46vx.model.neuron import NeuronSpec
 from nx46vx.paths import RunPaths
 from search.cluster import ray_session
-from search.engine_actor import EngineActor
+from search.engines import Engines
 from search.executor import SearchJob
 from search.resources import Resources
 from search.source import CandidateSource
-from trainables.task import TaskFactory, open_store, read_record
+from search.tally import Tally, engine_fields, kernels
+from search.tensorboard import TensorBoardFiles
+from trainables.task import Spent, TaskFactory, open_store, read_record
 from trainables.tune_adapter import CandidateTrial
 
 #: Times that one trial is started again after a failure that is not its own, such as a killed process.
@@ -44,10 +44,11 @@ class _NotSaved:
 class SourceSearcher(_NotSaved, Searcher):
     """Hands the source's candidates to Tune, and the results back."""
 
-    def __init__(self, source: CandidateSource, job: SearchJob) -> None:
+    def __init__(self, source: CandidateSource, job: SearchJob, tally: Tally) -> None:
         super().__init__(metric="objective", mode="min")
-        self._source, self._job = source, job
+        self._source, self._job, self._tally = source, job, tally
         self._live: dict[str, Candidate] = {}
+        self._handed_back: set[Candidate] = set()
         self.failure: NX46Error | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -62,7 +63,7 @@ class SourceSearcher(_NotSaved, Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self._live:
-            self._job.on_report(self._live[trial_id].candidate_id, int(result["iter"]))
+            self._job.on_report(self._live[trial_id].candidate_id, int(result.get("committed", 0)))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         candidate = self._live.pop(trial_id, None)
@@ -71,6 +72,11 @@ class SourceSearcher(_NotSaved, Searcher):
         fields = {name: (result or {}).get(f"failure/{name}") for name in ("kind", "what", "where", "found", "fix")}
         if fields["what"] and self.failure is None:
             self.failure = failure_from(fields)
+        if error and candidate not in self._handed_back and not self._job.should_stop():
+            self._handed_back.add(candidate)  # Tune retries a trial itself unless its process died between two of them
+            self._job.sink.emit("TRIALS_RETRIED", attempt=0, failed=1)
+            self._source.hand_back(candidate)
+            return
         if error or not result or int(result.get("iter", 0)) < self._job.until:
             self._source.give_up(candidate)
             return
@@ -81,6 +87,7 @@ class SourceSearcher(_NotSaved, Searcher):
             self._source.give_up(candidate)
             return
         self._job.on_report(candidate.candidate_id, self._job.until)
+        self._tally.add_trial({name: result.get(f"spent/{name}", 0) for name in Spent.__dataclass_fields__})
         self._source.finish(candidate, read_record(plan, candidate, checkpoint))
         done = len(self._source.records)
         self._job.on_progress(done, done + len(self._source.waiting) + len(self._live), len(self._live))
@@ -93,16 +100,16 @@ class SourceSearcher(_NotSaved, Searcher):
 
 
 class _Stop(_NotSaved, tune.Stopper):
-    """Ends all trials at their next result once the job is to stop."""
+    """Ends all trials at their next result once the job is to stop, or an engine cannot be had."""
 
-    def __init__(self, job: SearchJob) -> None:
-        self._job = job
+    def __init__(self, job: SearchJob, engines: Engines) -> None:
+        self._job, self._engines = job, engines
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._job.should_stop()
+        return self._engines.failure is not None or self._job.should_stop()
 
 
 class TuneExecutor:
@@ -114,82 +121,67 @@ class TuneExecutor:
         self._ready = False
         self.results: tune.ResultGrid | None = None
 
-    def run(self, job: SearchJob) -> None:
-        started = time.perf_counter()
+    def connect(self, gpus: Sequence[str] = ()) -> None:
+        """Join the cluster, or start a Ray that knows these GPUs; harmless twice.
+
+        Raises:
+            EnvironmentFault: there is no cluster at the address.
+        """
         if not self._ready:
-            self._stack.enter_context(ray_session(self._address, job.resources.device.count))
+            self._stack.enter_context(ray_session(self._address, gpus))
             self._ready = True
-        ray_seconds = time.perf_counter() - started
-        engines = _start_engines(job)
+
+    def run(self, job: SearchJob) -> None:
+        started, tally = time.perf_counter(), Tally()
+        self.connect([spot.gpu for spot in job.resources.spots if spot.gpu])
+        tally.ray_init_seconds = time.perf_counter() - started
+        engines = Engines(job)
         try:
-            for attempt in range(RETRIES + 1):
-                self.results = _tune(job, engines, attempt)
-                if not self.results.errors or job.should_stop():
-                    break
-                if attempt == RETRIES:
-                    raise NX46Error(
-                        "trials failed again and again", where=RunPaths(job.run).ray,
-                        found=str(self.results.errors[0]).strip().splitlines()[-1],
-                        fix="see the trials' error files there; the same command continues the run",
-                    )  # fmt: skip
-                job.sink.emit("TRIALS_RETRIED", attempt=attempt + 1, failed=len(self.results.errors))
-                job.source.take_back()
-            busy = [ray.get(actor.stats.remote()) for actor in engines.values()]
-            job.sink.emit(
-                "ENGINE_STATS",
-                busy_seconds=sum(one["busy_seconds"] for one in busy),
-                lane_iterations=sum(one["lane_iterations"] for one in busy),
-                kernels=sorted({f"{one['kernel']}: {one['kernel_reason']}" for one in busy}),
-                ray_init_seconds=ray_seconds,
-                search_seconds=time.perf_counter() - started,
-            )
+            self._search(job, engines, tally)
+            stats = engines.stats()
+            tally.add_engines(stats)
+            tally.search_seconds = time.perf_counter() - started
+            job.sink.emit("ENGINE_STATS", kernels=kernels(stats), **engine_fields(tally))
+            job.tally.add(tally)
         finally:
-            for actor in engines.values():
-                ray.kill(actor)
+            engines.end()
+
+    def _search(self, job: SearchJob, engines: Engines, tally: Tally) -> None:
+        for attempt in range(RETRIES + 1):
+            self.results = _tune(job, engines, attempt, tally)
+            if not (self.results.errors and job.source.incomplete) or job.should_stop():
+                return
+            if attempt == RETRIES:
+                raise NX46Error(
+                    "trials failed again and again", where=RunPaths(job.run).ray,
+                    found=str(self.results.errors[0]).strip().splitlines()[-1],
+                    fix="see the trials' error files there; the same command continues the run",
+                )  # fmt: skip
+            job.sink.emit("TRIALS_RETRIED", attempt=attempt + 1, failed=len(self.results.errors))
+            job.source.take_back()
 
     def close(self) -> None:
         self._stack.close()
 
 
-def _start_engines(job: SearchJob) -> dict[str, Any]:
-    """One engine per device, by GPU id ("" for the CPU's)."""
-    resources = job.resources
-    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    options["max_concurrency"] = resources.most_in_flight + 8
-    if resources.gpus_per_engine:
-        options["num_gpus"] = resources.gpus_per_engine
-    remote: Any = ray.remote(**options)(EngineActor)
-    cache, run, name = str(job.cache), str(job.run), resources.device.name
-    actors = [remote.remote(run, cache, name, resources.engine_threads) for _ in range(resources.engines)]
-    engines = {gpu: actor for gpu, actor in zip(ray.get([a.gpu.remote() for a in actors]), actors, strict=True)}
-    _spread(list(job.expected), engines)
-    return engines
-
-
-def _spread(requests: list[LaneRequest], engines: dict[str, Any]) -> None:
-    """Tell each engine which lanes to go ahead with: whole tiles, dealt round."""
-    actors = list(engines.values())
-    for number, actor in enumerate(actors):
-        actor.expect.remote([r for r in requests if r.candidate.meta_neuron % len(actors) == number])
-
-
-def _tune(job: SearchJob, engines: dict[str, Any], attempt: int) -> tune.ResultGrid:
+def _tune(job: SearchJob, engines: Engines, attempt: int, tally: Tally) -> tune.ResultGrid:
     source = job.source
 
     def grown(spec: NeuronSpec, candidates: list[Candidate]) -> None:
-        ray.get([actor.add_neuron.remote(spec) for actor in engines.values()])
-        _spread([start_request(candidate, spec, job.until) for candidate in candidates], engines)
+        engines.add_neuron(spec)
+        engines.expect([start_request(candidate, spec, job.until) for candidate in candidates])
 
     source.on_grown = grown
     factory = TaskFactory(job.plan, job.run, job.until, job.fence, job.keeping)
+    together = min(job.in_flight(), len(source.waiting))
     trainable = tune.with_resources(
-        tune.with_parameters(CandidateTrial, factory=factory, engines=engines), _trial_resources(job.resources)
+        tune.with_parameters(CandidateTrial, factory=factory, engines=engines.actors, together=together),
+        _trial_resources(job.resources),
     )
     storage = RunPaths(job.run).ray
     storage.mkdir(parents=True, exist_ok=True)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    searcher = SourceSearcher(source, job)
+    searcher = SourceSearcher(source, job, tally)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -205,14 +197,17 @@ def _tune(job: SearchJob, engines: dict[str, Any], attempt: int) -> tune.ResultG
         run_config=tune.RunConfig(
             name=f"session-{job.fence:04d}-until-{job.until:06d}-{attempt}",
             storage_path=str(storage.absolute()),
-            stop=_Stop(job),
+            stop=_Stop(job, engines),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_at_end=True),
-            callbacks=[TBXLoggerCallback()],
+            # no num_to_keep: it would have Tune write the state of all trials at the end of each one
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+            callbacks=[TensorBoardFiles()],
             verbose=0,
         ),
     )
     results = tuner.fit()
+    if engines.failure is not None:
+        raise engines.failure
     if searcher.failure is not None and not job.should_stop():
         raise searcher.failure
     return results
@@ -225,11 +220,8 @@ def _trial_name(trial: Any) -> str:
 
 
 def _trial_resources(resources: Resources) -> dict[str, float]:
-    """Bookkeeping for Ray: all trials in flight fit beside each other."""
-    import psutil
-
-    share = max((psutil.cpu_count() or 1) / (resources.most_in_flight + 1), 0.01)
-    asked: dict[str, float] = {"cpu": min(1.0, int(share * 100) / 100)}
+    """Bookkeeping for Ray: so many trials fit beside each other."""
+    asked = {"cpu": resources.cpus_per_trial}
     if resources.gpus_per_trial:
         asked["gpu"] = resources.gpus_per_trial
     return asked

@@ -14,6 +14,9 @@ from nx46vx.cli.main import main
 from nx46vx.data.synthetic import make_dataset
 from nx46vx.runtime.sink import NullSink
 from nx46vx.settings import SyntheticSettings
+from search.cluster import prepare_environment
+
+prepare_environment(None)  # Ray reads it once a process, when the first module that wants it is imported
 
 
 @pytest.fixture(scope="session", autouse=True)

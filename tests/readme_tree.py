@@ -11,6 +11,7 @@ TOP = ("nx46vx", "search", "trainables", "configs", "docs", "tests", ".ci")
 ROOT_FILES = ("CONTRIBUTING.md", "Makefile", "constraints.txt", "pyproject.toml")
 _SAID = {
     "constraints.txt": "the versions that the tests run with",
+    "tests/data/metric_vectors.json": "Scores of the pairs in scoring_pairs.py by the competition's own programs",
     "pyproject.toml": "package, dependencies, settings of the tools",
     "Makefile": "make check: lint, types, import rules, tests",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,17 @@ from nx46vx.paths import RunPaths
 from nx46vx.runtime.checkpoint.store import Checkpoint, CheckpointStore
 from nx46vx.runtime.sink import EventSink
 
-_INTEGERS = frozenset({"iter", "active_weights", "restart"})
+_INTEGERS = ("iter", "active_weights", "restart")
+
+
+@dataclass
+class Spent:
+    """What a task spent since it was opened: seconds in its log and in the store, events, checkpoints."""
+
+    log_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    events: int = 0
+    checkpoints: int = 0
 
 
 @dataclass
@@ -33,9 +44,17 @@ class CandidateTask:
     state: LaneState = field(init=False)
     metrics: dict[str, Any] = field(init=False)
     checkpoint: Checkpoint | None = field(init=False)
+    spent: Spent = field(init=False, default_factory=Spent)
     _resumed: Checkpoint | None = field(init=False, default=None)
+    _fitted: dict[str, Any] = field(init=False)  # what each checkpoint says of the model
+    _position: dict[str, int] = field(init=False)  # the candidate's place in the grid
 
     def __post_init__(self) -> None:
+        spec = self.plan.spec(self.candidate.meta_neuron).digest
+        self._fitted = {**self.candidate.to_json(), "spec": spec, "method": self.plan.method}
+        self._position = {
+            "candidate_index": self.plan.grid.index(self.candidate), "candidate_total": len(self.plan.candidates),
+        }  # fmt: skip
         self.checkpoint = self.store.latest(self.candidate.candidate_id, sink=self.sink)
         if self.checkpoint is None:
             self.state = self.plan.start(self.candidate, self.until).state
@@ -47,6 +66,11 @@ class CandidateTask:
     @property
     def done(self) -> bool:
         return self.state.iteration >= self.until
+
+    @property
+    def committed(self) -> int:
+        """Iterations that the newest checkpoint vouches for."""
+        return 0 if self.checkpoint is None else int(self.checkpoint.manifest["model_state"]["iterations"])
 
     @property
     def record(self) -> dict[str, Any]:
@@ -75,11 +99,10 @@ class CandidateTask:
             self._take(block)
 
     def _take(self, block: BlockResult) -> None:
-        for row in block.iterations:
-            fields = dict(zip(ITERATION_FIELDS, row.tolist(), strict=True))
-            self._progress("fit_prox_iter", **{k: int(v) if k in _INTEGERS else v for k, v in fields.items()})
-        for kpi in block.kpis:
-            self._progress("fit_kpi", **kpi)
+        started = time.perf_counter()
+        self.sink.emit_many("PROGRESS_UPDATE", self._told_of(block))
+        self.spent.log_seconds += time.perf_counter() - started
+        self.spent.events += len(block.iterations) + len(block.kpis)
         self.state = block.state
         latest = block.kpis[-1] if block.kpis else {}
         self.metrics = {**self.metrics, **latest, "seconds": self.metrics["seconds"] + block.seconds}
@@ -90,35 +113,25 @@ class CandidateTask:
 
     def save(self) -> None:
         """Commit what was done since the last checkpoint, if anything: before a deadline, whatever the cadence."""
-        kept = 0 if self.checkpoint is None else int(self.checkpoint.manifest["model_state"]["iterations"])
-        if self.state.iteration > kept:
+        if self.state.iteration > self.committed:
             self._commit()
 
     def _commit(self) -> None:
         """A full checkpoint at the end of an epoch or of the candidate, else a light one."""
-        done = self.state.iteration
+        started, done = time.perf_counter(), self.state.iteration
         epoch, within = divmod(done, self.plan.max_iter)
         self.checkpoint = self.store.commit(
             self.candidate.candidate_id,
-            cursor={
-                "epoch": epoch,
-                "candidate_index": self.plan.grid.index(self.candidate),
-                "candidate_total": len(self.plan.candidates),
-                "iter": within,
-                "max_iter": self.plan.max_iter,
-            },
-            model_state={
-                **self.candidate.to_json(),
-                "spec": self.plan.spec(self.candidate.meta_neuron).digest,
-                "method": self.plan.method,
-                "iterations": done,
-            },
+            cursor={**self._position, "epoch": epoch, "iter": within, "max_iter": self.plan.max_iter},
+            model_state={**self._fitted, "iterations": done},
             arrays=self.state.arrays(),
             metrics=self.metrics,
             data_cursor=self.plan.data_cursor,
             sink=self.sink,
             kind="full" if self.done or within == 0 else "light",
         )
+        self.spent.checkpoint_seconds += time.perf_counter() - started
+        self.spent.checkpoints += 1
         if self._resumed is not None:
             self._confirm(self._resumed)
             self._resumed = None
@@ -134,18 +147,20 @@ class CandidateTask:
                 source_checkpoint=source.number, target_checkpoint=self.checkpoint.number, iter=self.state.iteration,
             )  # fmt: skip
 
-    def _progress(self, substage: str, *, iter: int, **fields: Any) -> None:
-        self._event(
-            "PROGRESS_UPDATE",
-            stage="train_supervised",
-            substage=substage,
-            file=None,
-            epoch=(iter - 1) // self.plan.max_iter,
-            iter=iter,
-            index=iter,
-            total=self.until,
-            **fields,
-        )
+    def _told_of(self, block: BlockResult) -> Iterator[dict[str, Any]]:
+        """The fields of a block's events: every iteration, then the KPIs."""
+        common = {"candidate_id": self.candidate.candidate_id, "stage": "train_supervised"}
+        iteration = {**common, "substage": "fit_prox_iter", "file": None}
+        for row in block.iterations.tolist():
+            fields = dict(zip(ITERATION_FIELDS, row, strict=True))
+            for name in _INTEGERS:
+                fields[name] = int(fields[name])
+            yield {**iteration, **self._place(fields["iter"]), **fields}
+        for kpi in block.kpis:
+            yield {**common, "substage": "fit_kpi", "file": None, **self._place(kpi["iter"]), **kpi}
+
+    def _place(self, done: int) -> dict[str, int]:
+        return {"epoch": (done - 1) // self.plan.max_iter, "iter": done, "index": done, "total": self.until}
 
     def _event(self, event: str, **fields: Any) -> None:
         self.sink.emit(event, candidate_id=self.candidate.candidate_id, **fields)

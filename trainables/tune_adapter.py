@@ -17,8 +17,12 @@ from nx46vx.model.blocks import BlockResult, LaneRequest
 from nx46vx.model.candidates import Candidate
 from trainables.task import CandidateTask, TaskFactory
 
-#: How often a trial reports to Tune. Its own checkpoints and events are written at every block, whatever this is.
+#: How often a trial reports to Tune, also while it waits for the engine; checkpoints and events do not depend on it.
 REPORT_SECONDS = 1.0
+
+
+class StillComputing(Exception):
+    """The engine has no block yet: ask again with the same request."""
 
 
 class RemoteEngine:
@@ -26,19 +30,38 @@ class RemoteEngine:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._asked: Any = None
 
     def advance(self, request: LaneRequest) -> list[BlockResult]:
-        return ray.get(self._actor.advance.remote(request))
+        """Raises ``StillComputing`` if it takes longer than a trial may be silent."""
+        if self._asked is None:
+            self._asked = self._actor.advance.remote(request)
+        if not ray.wait([self._asked], timeout=REPORT_SECONDS)[0]:
+            raise StillComputing
+        asked, self._asked = self._asked, None
+        return ray.get(asked)
+
+
+def _report(task: CandidateTask | None) -> dict[str, Any]:
+    """What Tune is told: every number that is known."""
+    if task is None:
+        return {"objective": float("nan"), "iter": 0, "committed": 0, "done": False}
+    numbers = {name: item for name, item in task.record.items() if not isinstance(item, list)}
+    return {
+        "objective": float("nan"), **numbers, "committed": task.committed, "done": task.done, "spent": vars(task.spent)
+    }  # fmt: skip
 
 
 class CandidateTrial(tune.Trainable):
     """One trial, one candidate. ``config`` is ``{"meta_neuron", "l1", "l2"}``."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], *, factory: TaskFactory, engines: dict[str, Any]
+        self, config: dict[str, Any], *, factory: TaskFactory, engines: list[Any], together: int = 1
     ) -> None:
+        """``engines``: each has every so-manieth meta-neuron; ``together``: trials that begin together."""
         self._factory = factory
         self._engines = engines
+        self._meeting = engines[0].meet.remote(together) if together > 1 else None
         self._stack = ExitStack()
         self._task: CandidateTask | None = None
         self._wanted = config
@@ -51,15 +74,18 @@ class CandidateTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         until = time.monotonic() + REPORT_SECONDS
         try:
+            self._meet()
             task = self._task or self._open(self._wanted)
             while not task.done:
                 task.advance(self._engine)
                 if time.monotonic() >= until:
                     break
+        except StillComputing:
+            pass
         except NX46Error as error:  # trying again would not help: report it instead of failing
             record = self._task.record if self._task else {"iter": 0}
             return {"objective": float("nan"), **record, "done": True, "failure": failure_fields(error)}
-        return {**task.record, "done": task.done}
+        return _report(self._task)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Ray gets a copy of ours; it is never read back."""
@@ -80,9 +106,12 @@ class CandidateTrial(tune.Trainable):
     def _open(self, config: dict[str, Any]) -> CandidateTask:
         candidate = Candidate(int(config["meta_neuron"]), float(config["l1"]), float(config["l2"]))
         self._task = self._stack.enter_context(self._factory.open(candidate))
-        gpus = [str(gpu) for gpu in ray.get_gpu_ids()]
-        self._engine = RemoteEngine(next((self._engines[gpu] for gpu in gpus if gpu in self._engines), self._any()))
+        self._engine = RemoteEngine(self._engines[candidate.meta_neuron % len(self._engines)])
         return self._task
 
-    def _any(self) -> Any:
-        return next(iter(self._engines.values()))
+    def _meet(self) -> None:
+        """Wait for the other trials that begin together; raises ``StillComputing`` like an engine does."""
+        if self._meeting is not None:
+            if not ray.wait([self._meeting], timeout=REPORT_SECONDS)[0]:
+                raise StillComputing
+            self._meeting = None

@@ -10,8 +10,10 @@ import orjson
 import typer
 
 from nx46vx import __version__
-from nx46vx.cli import inspect
+from nx46vx.cli import cache, inspect, score
+from nx46vx.cli.bench import bench
 from nx46vx.errors import UsageError
+from nx46vx.runtime.lock import at_rest
 from nx46vx.settings import Settings, SyntheticSettings, load_settings, parse_scalar
 
 app = typer.Typer(
@@ -51,9 +53,14 @@ def run(
     session_start: Annotated[
         str | None, typer.Option("--session-start", help="When it began: ISO time, unix time, auto or process.")
     ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", metavar="HOST:PORT", help="Run on this Ray cluster; auto finds it.")
+    ] = None,
 ) -> None:  # fmt: skip
     """Start a run, continue an unfinished one, or print a finished one's result."""
     set_ = [*(set_ or []), *_budget(budget, session_start)]
+    if ray_address is not None:
+        set_.append(f"resources.ray_address={orjson.dumps(ray_address).decode()}")
     if (resume or resume_from_checkpoint is not None) and fresh:
         raise UsageError("--resume and --fresh exclude each other", fix="leave one out")
     if resume_from_checkpoint is not None:
@@ -62,6 +69,8 @@ def run(
         root, settings = take_up(resume_from_checkpoint, out, config, _overrides(data, set_), retrain=retrain)
     else:
         settings, root = _settle(config, data, out, set_)
+    with at_rest(root):  # a held directory is refused at once, before the slow imports
+        pass
     from nx46vx.pipeline.run import run as run_job
 
     report = run_job(settings, root, fresh=fresh, retrain=retrain)
@@ -117,11 +126,14 @@ def make_data(
     _print({"data": str(out), "train_cases": train, "test_cases": test}, json)
 
 
+app.command()(score.score)
 app.command()(inspect.verify)
 app.command()(inspect.events)
 checkpoint = typer.Typer(help="Checkpoints of a run.", no_args_is_help=True, rich_markup_mode=None)
 checkpoint.command("export")(inspect.export)
 app.add_typer(checkpoint, name="checkpoint")
+app.add_typer(bench, name="bench")
+app.add_typer(cache.app, name="cache")
 
 
 def _settle(config: Path | None, data: Path | None, out: Path | None, pairs: list[str] | None) -> tuple[Settings, Path]:

@@ -27,9 +27,11 @@ def verify(
     json: Json = False,
 ) -> None:
     """Prove a run: chains, seals, checkpoints, and every reported number from primary records; 5 if anything fails."""
+    from nx46vx.events import checking_processes
     from nx46vx.pipeline.verifying import verify as verify_run
 
-    found = verify_run(run, cache=cache, data=data)
+    with checking_processes(RunPaths(run).events) as executor:
+        found = verify_run(run, cache=cache, data=data, executor=executor)
     problems = [_sentence(problem) for problem in found["problems"]]
     if json:
         typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 
-from nx46vx.data.volume_io import read_volume
+from nx46vx.data.volume_io import open_planes
 from nx46vx.errors import DataError, NX46Error, from_os_error
 from nx46vx.runtime.atomic import write_bytes
 from nx46vx.runtime.digest import digest_file
@@ -45,13 +45,14 @@ def measure_file(path: Path, label: bool) -> FileFacts:
         DataError: unreadable or damaged, label values outside {0, 1, 2}, or changed while it was read.
     """
     before = _stat(path)
-    volume = read_volume(path)
-    counts = label_counts(volume, path) if label else None
+    with open_planes(path) as (shape, planes):
+        counts = label_counts(planes, path) if label else None
+        for _ in planes:  # an image is decoded all the same
+            pass
     digest = digest_file(path)
     if (before.st_size, before.st_mtime_ns) != ((after := _stat(path)).st_size, after.st_mtime_ns):
         raise DataError("the file changed while it was read", where=path, fix="wait until it is complete; start again")
-    z, y, x = volume.shape
-    return FileFacts(digest, before.st_size, (z, y, x), counts, before.st_mtime_ns)
+    return FileFacts(digest, before.st_size, shape, counts, before.st_mtime_ns)
 
 
 def try_measure(path: Path, label: bool) -> FileFacts | NX46Error:
@@ -62,10 +63,10 @@ def try_measure(path: Path, label: bool) -> FileFacts | NX46Error:
         return error
 
 
-def label_counts(volume: np.ndarray, where: object) -> tuple[int, int, int]:
-    """Voxels of background, surface and ignored in a ``(z, y, x)`` uint8 label volume."""
+def label_counts(planes: Iterable[np.ndarray], where: object) -> tuple[int, int, int]:
+    """Voxels of background, surface and ignored in the ``(y, x)`` uint8 planes of a label volume."""
     counts = np.zeros(256, np.int64)
-    for plane in volume:
+    for plane in planes:
         counts += np.bincount(plane.ravel(), minlength=256)
     if counts[3:].any():
         values = ", ".join(str(value) for value in np.flatnonzero(counts))

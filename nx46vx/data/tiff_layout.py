@@ -18,13 +18,17 @@ from typing import BinaryIO, cast
 import numpy as np
 import tifffile
 
+from nx46vx.data.tiff_segments import DAMAGED, Segments
 from nx46vx.errors import DataError, from_os_error
 
 MAX_VOLUME_BYTES = 8 << 30
 MAX_RATIO = 2000  #: deflate reaches 1032:1 and LZW about 1365:1; more than this is a false claim
-MAX_PAGES = 65_535
+FREE_BYTES = 128 << 20  #: up to here any ratio that a codec reaches is taken
+LARGE_RATIO = 100  #: beyond: labels of real volumes reach 30:1, more is a bomb
+MAX_PAGES = 8192
+MAX_TAGS = 64 * MAX_PAGES  #: entries of all headers together; a page has about 15
 CODECS = {1: "none", 5: "lzw", 8: "deflate", 32946: "deflate", 32773: "packbits", 50000: "zstd"}
-DAMAGED = "download the file again, or leave the case out (config `data.skip_cases`)"
+_GREY = (0, 1)  # MinIsWhite, MinIsBlack
 _RESOURCE_ERRNOS = {12, 23, 24}  # ENOMEM, ENFILE, EMFILE: the machine's fault, not the file's
 
 
@@ -100,7 +104,8 @@ def check_page_chain(file: BinaryIO, where: object) -> int:
     """Follow the chain of page headers to its end; return the number of pages.
 
     Raises:
-        DataError: empty, not a TIFF, a header outside the file, a loop, or more than ``MAX_PAGES`` pages.
+        DataError: empty, not a TIFF, a header outside the file, a loop, headers in one another, or more than
+            ``MAX_PAGES`` pages or ``MAX_TAGS`` entries.
     """
     size = os.fstat(file.fileno()).st_size
     head = file.read(16)
@@ -114,6 +119,7 @@ def check_page_chain(file: BinaryIO, where: object) -> int:
     count_format, offset_format, entry = (order + "Q", order + "Q", 20) if big else (order + "H", order + "I", 12)
     offset = struct.unpack(offset_format, head[8:16] if big else head[4:8])[0]
     seen: set[int] = set()
+    all_tags = 0
     while offset:
         if offset in seen or len(seen) >= MAX_PAGES:
             found = "a loop in the chain of pages" if offset in seen else f"more than {MAX_PAGES} pages"
@@ -127,6 +133,10 @@ def check_page_chain(file: BinaryIO, where: object) -> int:
         if end + offset_size > size:
             found = f"page {len(seen) - 1} has its header at byte {offset}, the file ends at {size}"
             raise DataError("the TIFF is truncated", where=where, found=found, fix=DAMAGED)
+        all_tags += tags
+        if all_tags * entry > size or all_tags > MAX_TAGS:
+            found = f"{all_tags} header entries by page {len(seen) - 1} of a file of {size} bytes"
+            raise DataError("the TIFF's headers are not usable", where=where, found=found, fix=DAMAGED)
         file.seek(end)
         offset = struct.unpack(offset_format, file.read(offset_size))[0]
     if not seen:
@@ -138,49 +148,67 @@ def check_layout(tiff: tifffile.TiffFile, page_count: int, size: int, where: obj
     """Check every page's header; ``size`` is the file's length in bytes.
 
     Raises:
-        DataError: 2D, ragged pages, not uint8, unknown codec, impossible size, or pixel data outside the file.
+        DataError: 2D, ragged pages, not uint8 or grey, unknown codec, impossible size, or pixel data outside the file
+            or in one another.
     """
-    pages = [cast(tifffile.TiffPage, tiff.pages[index]) for index in range(page_count)]
-    shape = _volume_shape(pages, where)
-    nbytes = math.prod(shape)
-    if nbytes > MAX_VOLUME_BYTES or nbytes > MAX_RATIO * size:
+    segments = Segments(size, where)
+    codecs: set[str] = set()
+    shape: tuple[int, int, int] | None = None
+    for index in range(page_count):
+        page = cast(tifffile.TiffPage, tiff.pages[index])  # made anew each time: thousands would not fit in memory
+        _check_kind(page, index, where)
+        codecs.add(_codec(page, where))
+        if shape is None:
+            shape = _volume_shape(page, page_count, where)
+            _check_size(math.prod(shape), shape, size, where)
+        elif page.shape != shape[1:]:
+            found = f"{page.shape} on page {index} and {shape[1:]} on page 0"
+            raise DataError("the pages differ in shape or are not 2D", where=where, found=found, fix=DAMAGED)
+        segments.add(page, index, math.prod(shape) if page_count == 1 else math.prod(shape[1:]))
+    assert shape is not None  # a chain of no pages was refused
+    segments.check_overlap()
+    _check_size(segments.decoded_bytes, shape, size, where)
+    return Layout(shape, "+".join(sorted(codecs)), segments.map_offset)
+
+
+def _check_size(nbytes: int, shape: tuple[int, ...], size: int, where: object) -> None:
+    """Refuse what could not be in a file of this size, before any memory is taken for it."""
+    ratio = MAX_RATIO if nbytes <= FREE_BYTES else LARGE_RATIO
+    if nbytes > MAX_VOLUME_BYTES or nbytes > ratio * size:
         raise DataError(
             "the TIFF claims impossible dimensions", where=where,
             found=f"shape {shape}, {nbytes} bytes, in a file of {size} bytes",
-            fix=f"{DAMAGED}; volumes go up to {MAX_VOLUME_BYTES >> 30} GiB",
+            fix=f"{DAMAGED}; volumes go up to {MAX_VOLUME_BYTES >> 30} GiB, and shrink to 1/{LARGE_RATIO} at most",
         )  # fmt: skip
-    codecs = {_codec(page, where) for page in pages}
-    raw_bytes = nbytes if page_count == 1 else math.prod(shape[1:])
-    map_offset: int | None = None
-    for index, page in enumerate(pages):
-        start = _check_segments(page, index, raw_bytes, size, where)
-        if index == 0:
-            map_offset = start
-        elif map_offset is not None and start != map_offset + index * raw_bytes:
-            map_offset = None
-    return Layout(shape, "+".join(sorted(codecs)), map_offset)
 
 
-def _volume_shape(pages: list[tifffile.TiffPage], where: object) -> tuple[int, int, int]:
-    for index, page in enumerate(pages):
-        if page.dtype != np.uint8 or page.bitspersample != 8:
-            found = f"{page.dtype or 'an unknown type'} of {page.bitspersample} bits on page {index}"
-            raise DataError("the volume has to be uint8", where=where, found=found, fix="convert it to 8 bit")
-        if page.samplesperpixel != 1:
-            found = f"{page.samplesperpixel} values per voxel on page {index}"
-            raise DataError("the volume has to be greyscale", where=where, found=found, fix="convert it to greyscale")
-    if len(pages) > 1:
-        shapes = sorted({page.shape for page in pages})
-        if len(shapes) > 1 or len(shapes[0]) != 2 or not all(shapes[0]):
-            found = ", ".join(str(shape) for shape in shapes[:4])
+def _check_kind(page: tifffile.TiffPage, index: int, where: object) -> None:
+    if page.dtype != np.uint8 or page.bitspersample != 8:
+        found = f"{page.dtype or 'an unknown type'} of {page.bitspersample} bits on page {index}"
+        raise DataError("the volume has to be uint8", where=where, found=found, fix="convert it to 8 bit")
+    if page.samplesperpixel != 1:
+        found = f"{page.samplesperpixel} values per voxel on page {index}"
+        raise DataError("the volume has to be greyscale", where=where, found=found, fix="convert it to greyscale")
+    if page.photometric not in _GREY:
+        found = f"photometric interpretation {page.photometric!s} on page {index}"
+        raise DataError("the volume has to be greyscale", where=where, found=found, fix="convert it to greyscale")
+    if not all(isinstance(edge, int) for edge in page.shape):
+        found = f"page {index} of shape {page.shape}"
+        raise DataError("the TIFF's headers are not usable", where=where, found=found, fix=DAMAGED)
+
+
+def _volume_shape(page: tifffile.TiffPage, page_count: int, where: object) -> tuple[int, int, int]:
+    """(z, y, x) by the first page."""
+    if page_count > 1:
+        if len(page.shape) != 2 or not all(page.shape):
             raise DataError(
-                "the pages differ in shape or are not 2D", where=where, found=f"pages of {found}", fix=DAMAGED
+                "the pages differ in shape or are not 2D", where=where, found=f"pages of {page.shape}", fix=DAMAGED
             )
-        return (len(pages), shapes[0][0], shapes[0][1])
-    shape = _single_page_shape(pages[0])
+        return (page_count, page.shape[0], page.shape[1])
+    shape = _single_page_shape(page)
     if len(shape) != 3 or shape[0] < 2 or not all(shape):
         raise DataError(
-            "a 3D volume of several pages is needed", where=where, found=f"one page of shape {pages[0].shape}",
+            "a 3D volume of several pages is needed", where=where, found=f"one page of shape {page.shape}",
             fix="give a multipage TIFF, one page per z",
         )  # fmt: skip
     return (shape[0], shape[1], shape[2])
@@ -209,24 +237,3 @@ def _codec(page: tifffile.TiffPage, where: object) -> str:
             fix=f"write it with one of {', '.join(sorted(set(CODECS.values())))}",
         )  # fmt: skip
     return codec
-
-
-def _check_segments(page: tifffile.TiffPage, index: int, raw_bytes: int, size: int, where: object) -> int | None:
-    """Check that a page's strips or tiles lie inside the file; return its start when it is one raw run."""
-    offsets, counts = page.dataoffsets, page.databytecounts
-    if len(offsets) != math.prod(page.chunked) or len(counts) != len(offsets):
-        found = f"{len(offsets)} strips or tiles on page {index} instead of {math.prod(page.chunked)}"
-        raise DataError("the TIFF's headers are not usable", where=where, found=found, fix=DAMAGED)
-    for offset, count in zip(offsets, counts, strict=True):
-        if offset <= 0 or count <= 0 or offset + count > size:
-            found = f"page {index} has {count} bytes at {offset}, the file ends at {size}"
-            raise DataError("the TIFF is truncated", where=where, found=found, fix=DAMAGED)
-    if page.compression != 1 or page.is_tiled or page.predictor != 1:
-        return None
-    if page.imagedepth == 1 and raw_bytes > page.nbytes:  # slices behind one page: only the first has a header
-        counts = (*counts[:-1], counts[-1] + raw_bytes - page.nbytes)
-    if sum(counts) < raw_bytes or offsets[0] + raw_bytes > size:
-        found = f"page {index} holds {min(sum(counts), size - offsets[0])} bytes of {raw_bytes}"
-        raise DataError("the TIFF is truncated", where=where, found=found, fix=DAMAGED)
-    joined = all(offsets[i] + counts[i] == offsets[i + 1] for i in range(len(offsets) - 1))
-    return int(offsets[0]) if joined and page.fillorder == 1 else None

@@ -12,7 +12,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 import tifffile
 
-from nx46vx.data.tiff_layout import DAMAGED, Layout, check_layout, check_page_chain, decoding, opened
+from nx46vx.data.tiff_layout import Layout, check_layout, check_page_chain, decoding, opened
+from nx46vx.data.tiff_segments import DAMAGED
 from nx46vx.errors import DataError
 from nx46vx.runtime.atomic import replacing
 
@@ -53,16 +54,26 @@ def read_volume(path: Path, *, case_id: str | None = None) -> np.ndarray:
     where = path if case_id is None else f"case {case_id}, {path}"
     with _checked(Path(path), where) as (file, tiff, layout):
         if layout.map_offset is not None:
-            return np.memmap(file, dtype=np.uint8, mode="r", offset=layout.map_offset, shape=layout.shape)
+            with decoding(Path(path), where):  # it may have shrunk since
+                return np.memmap(file, dtype=np.uint8, mode="r", offset=layout.map_offset, shape=layout.shape)
         volume = np.empty(layout.shape, np.uint8)
-        with decoding(Path(path), where):
-            if len(tiff.pages) == 1:
-                volume[...] = tiff.pages[0].asarray(maxworkers=1)
-            else:
-                for z, page in enumerate(tiff.pages):
-                    volume[z] = page.asarray(maxworkers=1)
+        for z, plane in enumerate(_planes(file, tiff, layout, Path(path), where)):
+            volume[z] = plane
         volume.flags.writeable = False
         return volume
+
+
+@contextmanager
+def open_planes(
+    path: Path, *, case_id: str | None = None
+) -> Iterator[tuple[tuple[int, int, int], Iterator[np.ndarray]]]:
+    """The shape (z, y, x) and the planes ``(y, x)`` one after the other: never mapped, never all in memory.
+
+    Raises what ``read_volume`` raises, also while the planes are taken.
+    """
+    where = path if case_id is None else f"case {case_id}, {path}"
+    with _checked(Path(path), where) as (file, tiff, layout):
+        yield layout.shape, _planes(file, tiff, layout, Path(path), where)
 
 
 def write_volume(path: Path, volume: np.ndarray, *, compression: Compression = "deflate") -> None:
@@ -99,3 +110,25 @@ def _checked(path: Path, where: object) -> Iterator[tuple[BinaryIO, tifffile.Tif
             layout = check_layout(tiff, page_count, os.fstat(file.fileno()).st_size, where)
         with tiff:
             yield file, tiff, layout
+
+
+def _planes(file: BinaryIO, tiff: tifffile.TiffFile, layout: Layout, path: Path, where: object) -> Iterator[np.ndarray]:
+    """The planes of a volume whose headers hold together; a codec has the last word on each of them."""
+    pages, height, width = layout.shape
+    if layout.map_offset is not None:
+        file.seek(layout.map_offset)
+        for z in range(pages):
+            with decoding(path, where):
+                data = file.read(height * width)
+            if len(data) < height * width:
+                raise DataError("the file shrank while it was read", where=where, found=f"plane {z}", fix=DAMAGED)
+            yield np.frombuffer(data, np.uint8).reshape(height, width)
+    elif len(tiff.pages) == 1:
+        with decoding(path, where):
+            whole = tiff.pages[0].asarray(maxworkers=1)
+        yield from whole
+    else:
+        for z in range(pages):
+            with decoding(path, where):
+                plane = tiff.pages[z].asarray(maxworkers=1)
+            yield plane

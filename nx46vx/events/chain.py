@@ -21,6 +21,7 @@ import orjson
 
 GENESIS = "0" * 128
 RESERVED = frozenset(("ts_ns", "seq", "writer", "run_id", "fence", "event", "prev", "crc32"))
+_NUMBERS, _WORDS = ("ts_ns", "seq", "fence"), ("writer", "event")
 _CRC_LENGTH = len(b',"crc32":"00000000"}')
 _FENCE = re.compile(rb'","fence":(\d{1,18}),"event":"')
 
@@ -64,11 +65,15 @@ def parse(line: bytes) -> dict[str, Any]:
     """The record of a line.
 
     Raises:
-        ValueError: the line is no JSON object.
+        ValueError: the line is no JSON object, or lacks what every event has.
     """
     record = orjson.loads(line)
     if not isinstance(record, dict):
         raise ValueError("the line is no JSON object")
+    strange = [name for name in _NUMBERS if type(record.get(name)) is not int or not 0 <= record[name] < 2**63]
+    strange += [name for name in _WORDS if type(record.get(name)) is not str]
+    if strange:
+        raise ValueError(f"{strange[0]} is {str(record.get(strange[0]))[:40]!r}")
     return record
 
 

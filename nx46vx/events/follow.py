@@ -94,4 +94,4 @@ def _parsed(line: bytes, where: Path) -> dict[str, Any]:
     try:
         return chain.parse(line)
     except ValueError as error:
-        raise IntegrityError("the event log is damaged", where=where, found=f"no JSON object: {error}") from error
+        raise IntegrityError("the event log is damaged", where=where, found=f"no event: {error}") from error

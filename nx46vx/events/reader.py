@@ -78,7 +78,7 @@ def parse_line(line: bytes, paths: SegmentPaths, number: int) -> dict[str, Any]:
         return chain.parse(line)
     except ValueError as error:
         where = f"{paths.folder / f'{paths.number:08d}'}, line {number}"
-        raise IntegrityError("the event log is damaged", where=where, found=f"no JSON object: {error}") from error
+        raise IntegrityError("the event log is damaged", where=where, found=f"no event: {error}") from error
 
 
 def _superseded(files: Files, folder: Path) -> list[range]:
@@ -87,8 +87,12 @@ def _superseded(files: Files, folder: Path) -> list[range]:
     for paths, number, line in writer_lines(files, folder):
         if b'"event":"SUPERSEDES"' in line:
             record = parse_line(line, paths, number)
-            if record.get("event") == "SUPERSEDES":
-                ranges.append(range(int(record["first_seq"]), int(record["last_seq"]) + 1))
+            if record["event"] == "SUPERSEDES":
+                first, last = record.get("first_seq"), record.get("last_seq")
+                if not isinstance(first, int) or not isinstance(last, int):
+                    where = f"{paths.folder / f'{paths.number:08d}'}, line {number}"
+                    raise IntegrityError("the event log is damaged", where=where, found="it repeats no lines")
+                ranges.append(range(first, last + 1))
     return ranges
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nx46vx.errors import from_os_error
+from nx46vx.errors import IntegrityError, from_os_error
 from nx46vx.events.chain import RESERVED
 from nx46vx.events.reader import iter_events
 from nx46vx.runtime.atomic import replacing
@@ -36,7 +36,9 @@ def export_parquet(folder: Path, target: Path, **selection: Any) -> int:
 
     Raises:
         EnvironmentFault: the file cannot be written.
+        IntegrityError: the log holds a number that fits no column.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = _schema(folder, selection)
@@ -48,6 +50,8 @@ def export_parquet(folder: Path, target: Path, **selection: Any) -> int:
                 rows += batch.num_rows
     except OSError as error:
         raise from_os_error(error, "writing the event table", target) from error
+    except pa.ArrowInvalid as error:
+        raise IntegrityError("the event log holds what no table can", where=folder, found=error) from error
     return rows
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hashlib import sha512
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nx46vx.errors import IntegrityError, NX46Error, from_os_error
@@ -10,11 +11,21 @@ from nx46vx.events.segment import Position, SegmentPaths
 from nx46vx.runtime.files import Files, remove_file, write_all
 
 
+@dataclass(frozen=True)
+class Closed:
+    """A segment that is full: where it starts, and the lines that were written to it (no newlines)."""
+
+    paths: SegmentPaths
+    start: Position
+    lines: list[bytes]
+
+
 class Tail:
     """Appends lines to the open segment and opens the next one; one thread at a time.
 
     ``refusal``: once set, nothing may be written any more (a failed sync, another process's bytes in the file).
-    A write that fails for want of space refuses nothing: the next line finishes or drops it first.
+    A write that fails for want of space refuses nothing: the next one finishes or drops it first. ``lines``: the open
+    segment's, kept until it is closed, when the file has to hold exactly these.
     """
 
     def __init__(self, files: Files, folder: Path, position: Position, number: int, segment_bytes: int) -> None:
@@ -22,45 +33,49 @@ class Tail:
         self.count, self.head = position.count, position.head
         self.refusal: NX46Error | None = None
         self.dirty, self._bytes, self._full_at = False, 0, segment_bytes
-        self._pending: bytes | None = None  # a line whose write has begun and is not known to be done
+        self._pending: tuple[bytes, Sequence[bytes], str] | None = None  # begun, and not known to be done
         self._open(number)
 
-    def append(self, line: bytes) -> bool:
-        """Write one line; whether the segment is full now.
+    def append(self, lines: Sequence[bytes], head: str) -> bool:
+        """Write some lines, one write each, the last of which has the digest ``head``; whether the segment is full now.
 
         Raises:
             EnvironmentFault: the file system refuses.
         """
-        data = self._pending = line + b"\n"
+        data = lines[0] + b"\n" if len(lines) == 1 else b"\n".join((*lines, b""))
+        self._pending = data, lines, head
+        write, handle = self._write, self.handle
         try:
-            written = self._write(self.handle, data)
-            if written != len(data):
-                write_all(self._files, self.handle, data[written:])
+            for line in lines:
+                ended = line + b"\n"
+                written = write(handle, ended)
+                if written != len(ended):
+                    write_all(self._files, handle, ended[written:])
         except OSError as error:
             raise from_os_error(error, "writing to the event log", self.paths.plain) from error
-        self._advance(line)
+        self._advance(data, lines, head)
         return self._bytes >= self._full_at
 
     def check(self) -> None:
-        """Get ready for the next line: raise what refuses it, finish or drop a line whose write was cut short.
+        """Get ready for the next lines: raise what refuses them, finish or drop a write that was cut short.
 
-        A line of which nothing was written is dropped: whoever emitted it was told so.
+        If nothing of it was written it is dropped: whoever emitted it was told so.
         """
         if self.refusal is not None:
             raise self.refusal.with_traceback(None)
         if self._pending is None:
             return
-        pending = self._pending
+        data, lines, head = self._pending
         try:
             there = self._files.read(self.paths.plain, self._bytes)
-            if not pending.startswith(there):
+            if not data.startswith(there):
                 raise self.refuse(IntegrityError("another process writes to this log", where=self.paths.plain))
             if there:
-                write_all(self._files, self.handle, pending[len(there) :])
+                write_all(self._files, self.handle, data[len(there) :])
         except OSError as error:
             raise from_os_error(error, "writing to the event log", self.paths.plain) from error
         if there:
-            self._advance(pending[:-1])
+            self._advance(data, lines, head)
         else:
             self._pending = None
 
@@ -69,29 +84,30 @@ class Tail:
         self.refusal = self.refusal or error
         return error
 
-    def rotate(self) -> tuple[SegmentPaths, Position] | None:
-        """If the segment is full, make it durable and go on in the next; returns the full one and where it starts.
+    def rotate(self) -> Closed | None:
+        """If the segment is full, make it durable and go on in the next; returns the full one.
 
         Raises:
             EnvironmentFault: a sync failed; the log is refused from now on.
         """
         if self._bytes < self._full_at or self.refusal is not None:
             return None
-        paths, handle, start = self.paths, self.handle, self.start
+        handle, closed = self.handle, Closed(self.paths, self.start, self.lines)
         try:
             self._files.fdatasync(handle)
         except OSError as error:
-            raise self.refuse(from_os_error(error, "closing a log segment", paths.plain)) from error
+            raise self.refuse(from_os_error(error, "closing a log segment", closed.paths.plain)) from error
         try:
-            self._open(paths.number + 1)
+            self._open(closed.paths.number + 1)
         except OSError:  # no room for a new file: this one goes on, and the next try comes a little later
             self._full_at = self._bytes + self._segment_bytes // 8
             return None
         self._files.close(handle)
-        return paths, start
+        return closed
 
-    def _advance(self, line: bytes) -> None:
-        head, count, size = sha512(line).hexdigest(), self.count + 1, self._bytes + len(line) + 1
+    def _advance(self, data: bytes, lines: Sequence[bytes], head: str) -> None:
+        count, size = self.count + len(lines), self._bytes + len(data)
+        self.lines += lines
         # nothing is called from here on, so no signal handler comes in between
         self.head, self.count, self._bytes, self.dirty, self._pending = head, count, size, True, None
 
@@ -106,4 +122,5 @@ class Tail:
             raise self.refuse(from_os_error(error, "opening a log segment", paths.plain)) from error
         self.paths, self.handle, self._write = paths, handle, self._files.write
         self.start = Position(self.count, self.head)
+        self.lines: list[bytes] = []
         self._bytes, self._full_at, self.dirty = 0, self._segment_bytes, False

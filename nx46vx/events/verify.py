@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -35,6 +38,10 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path}{f', line {self.line}' if self.line is not None else ''}: {self.what}"
+
+
+#: Bytes of log files from which on more than one process checks them: some seconds' work.
+WORTH_PROCESSES = 64 << 20
 
 
 @dataclass
@@ -75,6 +82,20 @@ def verify_log(
     return problems
 
 
+@contextmanager
+def checking_processes(folder: Path) -> Iterator[Executor | None]:
+    """An executor for ``verify_log`` with a process for each core; None where starting them costs more than it saves.
+
+    Threads would not do: hashing lines of a few hundred bytes holds the interpreter's lock.
+    """
+    cores = usable_cores()
+    if cores == 1 or _stored_bytes(folder) < WORTH_PROCESSES:
+        yield None
+        return
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as processes:
+        yield processes
+
+
 def verify_checkpoints_sealed(folder: Path, digests: Mapping[str, str], *, files: Files = REAL_FILES) -> list[Problem]:
     """Compare checkpoint manifests (name -> SHA-512, from the store) with those that the run's seal lists, if any."""
     path = Path(folder) / RUN_SEAL
@@ -93,6 +114,22 @@ def verify_checkpoints_sealed(folder: Path, digests: Mapping[str, str], *, files
         elif digests[name] != listed[name]:
             problems.append(Problem(f"checkpoints/{name}", None, "its manifest is not the one in the run's seal"))
     return problems
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _stored_bytes(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:  # verifying names it
+                continue
+    return total
 
 
 def _walk_writer(folder: Path, writer: str, counts: frozenset[int], files: Files) -> _Chain:

@@ -8,7 +8,8 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,11 +19,21 @@ from nx46vx.events import chain
 from nx46vx.events.packing import close_segment
 from nx46vx.events.recover import recover
 from nx46vx.events.seal import retire_run_seal
-from nx46vx.events.segment import Position, SegmentPaths, valid_writer
-from nx46vx.events.tail import Tail
+from nx46vx.events.segment import valid_writer
+from nx46vx.events.tail import Closed, Tail
 from nx46vx.runtime.files import REAL_FILES, Files, make_folder
 
 _LIVE: weakref.WeakSet[EventLog] = weakref.WeakSet()
+
+#: Most lines that are made before they are written.
+_GROUP = 64
+
+#: Segments waiting to be packed whose lines stay in memory; those of later ones are read back and followed instead.
+_LINES_OF = 2
+
+#: Lines between two looks of the background thread from which on it takes the program to be busy, and segments that may
+#: wait meanwhile: packing takes more time than writing did.
+_BUSY, _WAITING = 1000, 8
 
 
 class EventLog:
@@ -32,8 +43,8 @@ class EventLog:
     ``<segment>.torn``) and continues the chain in a new segment; the first line is ``WRITER_OPEN``, which says what it
     continues. Threads may share one log; signal handlers should not emit (set a flag there instead).
 
-    ``background_sync_s``: every so many seconds a thread makes the log durable and packs closed segments; None: no
-    thread, closed segments are packed at once.
+    ``background_sync_s``: every so many seconds a thread makes the log durable, and packs closed segments unless many
+    events are being written; None: no thread, closed segments are packed at once.
 
     Raises:
         UsageError: a writer name that cannot be a folder's.
@@ -57,7 +68,8 @@ class EventLog:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
-        self._to_pack: queue.SimpleQueue[tuple[SegmentPaths, Position]] = queue.SimpleQueue()
+        self.written, self.seconds = 0, 0.0  # lines by this writer, and the time that making them took
+        self._to_pack: queue.SimpleQueue[Closed] = queue.SimpleQueue()
         try:
             make_folder(files, self.folder)
             found = recover(files, self.folder, writer, fence)
@@ -102,20 +114,13 @@ class EventLog:
 
     def emit(self, event: str, /, **fields: Any) -> None:
         """Write one event. It is in the operating system's hands when this returns, on disk after ``sync``."""
-        if not chain.RESERVED.isdisjoint(fields):
-            raise UsageError(
-                "an event uses the log's own field names", where=event, found=sorted(chain.RESERVED & set(fields))
-            )
-        with self._lock:
-            tail = self._tail
-            tail.check()
-            record = {
-                "ts_ns": time.time_ns(), "seq": tail.count, "writer": self.writer, "run_id": self.run_id,
-                "fence": self.fence, "event": event, "prev": tail.head, **fields,
-            }  # fmt: skip
-            full = tail.append(chain.encode(record))
-        if full:
-            self._rotate()
+        self._write(event, (fields,))
+
+    def emit_many(self, event: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write events of one name, given their fields, as ``emit`` would one after the other; one write each."""
+        remaining = iter(rows)
+        while group := list(islice(remaining, _GROUP)):
+            self._write(event, group)
 
     def sync(self) -> Mapping[str, Any]:
         """Make every line durable; returns the anchor: ``writer``, ``head`` (digest of the last line), ``count``."""
@@ -181,39 +186,71 @@ class EventLog:
             raise self._tail.refusal.with_traceback(None)
         self.close()
         try:
-            close_segment(self._files, self._tail.paths, self.writer, self._tail.start)
+            close_segment(self._files, self._tail.paths, self.writer, self._tail.start, self._tail.lines)
         except OSError as error:
             raise from_os_error(error, "sealing the event log", self._tail.paths.plain) from error
+
+    def _write(self, event: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        for fields in rows:
+            if not chain.RESERVED.isdisjoint(fields):
+                taken = sorted(chain.RESERVED & set(fields))
+                raise UsageError("an event uses the log's own field names", where=event, found=taken)
+        started = time.perf_counter()
+        with self._lock:
+            tail = self._tail
+            tail.check()
+            seq, head, lines = tail.count, tail.head, []
+            for fields in rows:
+                record = {
+                    "ts_ns": time.time_ns(), "seq": seq, "writer": self.writer, "run_id": self.run_id,
+                    "fence": self.fence, "event": event, "prev": head, **fields,
+                }  # fmt: skip
+                line = chain.encode(record)
+                lines.append(line)
+                seq, head = seq + 1, chain.digest(line)
+            full = tail.append(lines, head)
+            self.written += len(lines)
+            self.seconds += time.perf_counter() - started
+        if full:
+            self._rotate()
 
     def _rotate(self) -> None:
         """Go on in the next segment and have the full one packed."""
         with self._sync_lock, self._lock:
             closed = self._tail.rotate()
         if closed is not None:
+            if self._to_pack.qsize() >= _LINES_OF:
+                closed.lines.clear()
             self._to_pack.put(closed)
             if self._thread is None:
                 self._pack_closed()
-            else:
+            elif self._to_pack.qsize() > _WAITING:
                 self._wake.set()
 
-    def _pack_closed(self) -> None:
-        """Pack the segments that are full. A full disk leaves one as it is; the next opening packs it."""
-        while not self._to_pack.empty():
-            paths, start = self._to_pack.get()
+    def _pack_closed(self, leave: int = 0) -> None:
+        """Pack segments that are full, all but ``leave`` of them. A full disk leaves one as it is; the next opening
+        packs it."""
+        while self._to_pack.qsize() > leave:
             try:
-                close_segment(self._files, paths, self.writer, start)
+                full = self._to_pack.get_nowait()
+            except queue.Empty:  # another thread was quicker
+                return
+            try:
+                close_segment(self._files, full.paths, self.writer, full.start, full.lines)
             except OSError as error:
                 if self._tail.refusal is None:
-                    self.emit("SEGMENT_PACK_FAILED", segment=paths.number, error=str(error))
+                    self.emit("SEGMENT_PACK_FAILED", segment=full.paths.number, error=str(error))
             except NX46Error as error:
                 raise self._tail.refuse(error) from error
 
     def _keep_durable(self, every_s: float) -> None:
+        seen = 0
         while not self._stopping:
             self._wake.wait(every_s)
             self._wake.clear()
+            busy, seen = self._tail.count - seen > _BUSY, self._tail.count
             try:
-                self._pack_closed()
+                self._pack_closed(_WAITING if busy and not self._stopping else 0)
                 if self._tail.dirty:
                     self.sync()
             except NX46Error:

@@ -6,25 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
-from nx46vx.data.volume_io import read_volume
 from nx46vx.errors import DataError
 from nx46vx.features.blocks import sample_features
-from nx46vx.features.entry import entry_problem, write_entry
+from nx46vx.features.entry import Store, entry_path, entry_problem, write_entry
 from nx46vx.features.lock import held
 from nx46vx.features.pool import feature_names
+from nx46vx.features.reading import Reader, read_case
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.request import SampleRequest
 from nx46vx.features.sampling import case_seed, labelled_counts, sample_balanced, sample_natural, spatial_blocks
 
 
-def entry_path(root: Path, key: str) -> Path:
-    return root / "entries" / key[:2] / key
-
-
-def build_case(root: Path, request: SampleRequest) -> str:
+def build_case(
+    root: Path, request: SampleRequest, *, threads: int = 1, read: Reader = read_case, store: Store = "npy"
+) -> str:
     """Make the entry of a request unless it is there by now, and return its key.
 
-    Whoever comes while another process builds the same entry waits for it and builds nothing.
+    Whoever comes while another process builds the same entry waits for it and builds nothing. ``threads`` share the
+    computation; ``read`` gives the volumes; ``store`` says how the features are kept.
 
     Raises:
         DataError: the volumes cannot be read, or hold nothing to draw samples from.
@@ -33,17 +32,17 @@ def build_case(root: Path, request: SampleRequest) -> str:
     path = entry_path(root, request.key)
     with held(root / "locks" / f"{request.key}.lock"):
         if entry_problem(path) is not None:
-            arrays, counts = draw_samples(request)
-            write_entry(path, arrays, case_id=request.case.case_id, counts=counts, facts=request.facts)
+            arrays, counts = draw_samples(request, threads=threads, read=read)
+            write_entry(path, arrays, case_id=request.case.case_id, counts=counts, facts=request.facts, store=store)
     return request.key
 
 
-def draw_samples(request: SampleRequest) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
+def draw_samples(
+    request: SampleRequest, *, threads: int = 1, read: Reader = read_case
+) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
     """The arrays of a request's entry, ordered by (group, index), and the volume's labelled counts."""
     case = request.case
-    if case.label is None:
-        raise DataError("the case has no label to draw samples by", where=case.case_id, fix="use labelled cases")
-    label = read_volume(case.label, case_id=case.case_id)
+    label, image = read(request)
     counts = labelled_counts(label)
     seed = case_seed(request.seed, case.case_id, request.kind)
     draw = sample_balanced if request.kind == "balanced" else sample_natural
@@ -60,6 +59,6 @@ def draw_samples(request: SampleRequest) -> tuple[dict[str, np.ndarray], tuple[i
     index, group = index[order], group[order]
     y = label.ravel()[index]
     del label
-    image = read_volume(case.image, case_id=case.case_id)
-    features = sample_features(image, measure_reference(image), feature_names(), index, block=request.block)
+    reference = measure_reference(image, threads=threads)
+    features = sample_features(image, reference, feature_names(), index, block=request.block, threads=threads)
     return {"features": features, "y": y, "index": index, "group": group}, counts

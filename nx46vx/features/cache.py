@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from nx46vx.errors import EnvironmentFault, from_os_error
-from nx46vx.features.build import build_case, entry_path
-from nx46vx.features.entry import CaseSamples, entry_problem, open_entry, verify_entry
+from nx46vx.features.build import build_case
+from nx46vx.features.entry import CaseSamples, Store, entry_path, entry_problem, open_entry, read_facts, verify_entry
+from nx46vx.features.reading import ReadAhead
 from nx46vx.features.request import Role, SampleRequest
+from nx46vx.features.spread import usable_cpus
 from nx46vx.runtime.sink import EventSink
 
 _SPARE_BYTES = 16 << 20  # left free beside the estimate
@@ -24,17 +27,24 @@ class Executor(Protocol):
 
 
 class FeatureCache:
-    """Entries below ``root``; any number of processes and runs may use one cache at the same time."""
+    """Entries below ``root``; any number of processes and runs may use one cache at the same time.
 
-    def __init__(self, root: Path, *, sink: EventSink) -> None:
-        self.root, self._sink = Path(root), sink
+    ``store`` says how new entries keep their features: mapped as they are, or compressed in chunks.
+    """
+
+    def __init__(self, root: Path, *, sink: EventSink, store: Store = "npy") -> None:
+        self.root, self._sink, self._store = Path(root), sink, store
 
     def path(self, key: str) -> Path:
         return entry_path(self.root, key)
 
     def has(self, key: str) -> bool:
         """Whether the entry is there, complete by its manifest and sizes."""
-        return entry_problem(self.path(key)) is None
+        return self.problem(key) is None
+
+    def problem(self, key: str) -> str | None:
+        """What is wrong with an entry, in a few words; None if nothing is."""
+        return entry_problem(self.path(key))
 
     def open(self, key: str, *, role: str = "") -> CaseSamples:
         """Map one entry.
@@ -43,6 +53,18 @@ class FeatureCache:
             IntegrityError: it is absent or damaged.
         """
         return open_entry(self.path(key), role)
+
+    def facts(self, key: str) -> dict[str, Any]:
+        """What decided an entry's samples (see ``SampleRequest.facts``).
+
+        Raises:
+            IntegrityError: it is absent or damaged.
+        """
+        return read_facts(self.path(key))
+
+    def entry_keys(self) -> list[str]:
+        """The keys of all entries there are, sorted; whether they are sound is another question."""
+        return sorted(path.name for path in (self.root / "entries").glob("??/*") if not path.name.startswith("."))
 
     def verify(self, key: str) -> None:
         """Read one entry's payload again and compare it with its digests.
@@ -72,19 +94,28 @@ class FeatureCache:
         """
         missing = self._missing(requests)
         self._prepare(list(missing.values()))
-        done = executor.map(build_case, [self.root] * len(missing), missing.values()) if missing else iter(())
+        ahead = ReadAhead(list(missing.values()))
+        # Where there are fewer cases than processors, each case gets some.
+        build = partial(
+            build_case, threads=max(1, usable_cpus() // max(1, len(missing))), read=ahead, store=self._store
+        )
+        done = executor.map(build, [self.root] * len(missing), missing.values()) if missing else iter(())
         ready = {request.key for request in requests} - missing.keys()
         pending = iter(done)
         samples: list[CaseSamples] = []
-        for place, request in enumerate(requests):
-            while request.key not in ready:
-                ready.add(next(pending))
-            samples.append(self.open(request.key, role=request.role))
-            self._sink.emit(
-                "PROGRESS_UPDATE", stage="features", file=request.case.case_id, index=place + 1, total=len(requests)
-            )
-            if on_done is not None:
-                on_done(samples[-1])
+        try:
+            for place, request in enumerate(requests):
+                while request.key not in ready:
+                    ready.add(next(pending))
+                samples.append(self.open(request.key, role=request.role))
+                self._sink.emit(
+                    "PROGRESS_UPDATE", stage="features", file=request.case.case_id, index=place + 1,
+                    total=len(requests),
+                )  # fmt: skip
+                if on_done is not None:
+                    on_done(samples[-1])
+        finally:
+            ahead.close()
         return samples
 
     def _missing(self, requests: Sequence[SampleRequest]) -> dict[str, SampleRequest]:

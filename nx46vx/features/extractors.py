@@ -1,19 +1,25 @@
-"""The feature pool on arrays: dense over a box, or at single voxels only."""
+"""The feature pool on arrays, NumPy's or CuPy's: what each family computes at the voxels of a view.
+
+The compiled code (``kernels_voxels``) does the same arithmetic in the same order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nx46vx.errors import UsageError
 from nx46vx.features.array_namespace import namespace
-from nx46vx.features.fields import Fields, difference
+from nx46vx.features.fields import Fields
 from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, FeatureSpec, feature_names, spec_of
-from nx46vx.features.reference import VolumeReference
-from nx46vx.features.symmetric_eig import Eigenvalues, eigenvalues, principal_eigenvector
-from nx46vx.features.views import PointView, View, Window, WindowView
+from nx46vx.features.smoothing import Window
+from nx46vx.features.symmetric_eig import Eigenvalues, eigenvalues, principal_eigenvector, turned
+from nx46vx.features.views import PointView, View, WindowView
+
+if TYPE_CHECKING:
+    from nx46vx.features.reference import VolumeReference
 
 _CHUNK = 32_768  # voxels whose pointwise arithmetic is done at a time: its temporaries stay in the processor's cache
 
@@ -21,8 +27,9 @@ _CHUNK = 32_768  # voxels whose pointwise arithmetic is done at a time: its temp
 class Evaluator:
     """Pointwise part of the features at the voxels of one view; what several features need is computed once."""
 
-    def __init__(self, fields: Fields, view: View, direction: Sequence[float]) -> None:
+    def __init__(self, fields: Any, view: View, direction: Sequence[Any]) -> None:
         self._fields, self._view, self._direction = fields, view, direction
+        self._inside = view.inside(fields.core)
         self._gradients: dict[int, tuple[Any, Any, Any]] = {}
         self._eigen: dict[int, tuple[tuple[Any, ...], Eigenvalues]] = {}
         self._along: dict[int, Any] = {}
@@ -31,6 +38,9 @@ class Evaluator:
 
     def gauss(self, sigma: int) -> Any:
         return self._view.at(self._fields.gauss(sigma))
+
+    def log(self, sigma: int) -> Any:
+        return self._inside.at(self._fields.log(sigma))
 
     def gradient(self, sigma: int) -> tuple[Any, Any, Any]:
         """Central differences of G(sigma): three float32 arrays."""
@@ -42,25 +52,12 @@ class Evaluator:
 
     def gradient_length(self, sigma: int) -> Any:
         z, y, x = self.gradient(sigma)
-        xp, _ = namespace(z)
-        return xp.sqrt(z * z + y * y + x * x)
-
-    def laplacian(self, sigma: int) -> Any:
-        """sigma^2 times the sum of the three second differences of G(sigma), at a distance of 1 (sigma 1) or 2 voxels.
-
-        The wider distance keeps the cancellation small enough for float32.
-        """
-        smooth, beside, step = self._fields.gauss(sigma), self._view.beside, min(sigma, 2)
-        total = np.float32(-6) * self._view.at(smooth)
-        for axis in range(3):
-            total += beside(smooth, axis, step) + beside(smooth, axis, -step)
-        total *= np.float32(sigma * sigma / (step * step))
-        return total
+        return np.sqrt(z * z + y * y + x * x)
 
     def tensor(self, rho: int) -> tuple[tuple[Any, ...], Eigenvalues]:
         """Six components of J(rho) in float64, and its eigenvalues."""
         if rho not in self._eigen:
-            parts = tuple(self._view.at(part).astype(np.float64) for part in self._fields.tensor(rho))
+            parts = tuple(self._inside.at(part).astype(np.float64) for part in self._fields.tensor(rho))
             self._eigen[rho] = parts, eigenvalues(parts)
         return self._eigen[rho]
 
@@ -71,11 +68,8 @@ class Evaluator:
     def normal(self) -> tuple[Any, Any, Any]:
         """Sheet normal n of J(NORMAL_SCALE), float32, signed such that n.d >= 0."""
         if self._normal is None:
-            z, y, x = principal_eigenvector(*self.tensor(NORMAL_SCALE))
-            xp, _ = namespace(z)
-            d = self._direction
-            sign = xp.where(d[0] * z + d[1] * y + d[2] * x >= 0, 1.0, -1.0)
-            z, y, x = ((sign * part).astype(np.float32) for part in (z, y, x))
+            vector = turned(*principal_eigenvector(*self.tensor(NORMAL_SCALE)), *self._direction)
+            z, y, x = (part.astype(np.float32) for part in vector)
             self._normal = z, y, x
         return self._normal
 
@@ -106,7 +100,7 @@ class Evaluator:
 _FAMILIES: dict[str, Callable[[Evaluator, int, VolumeReference], Any]] = {
     "gauss": lambda at, scale, _: at.gauss(scale),
     "gradmag": lambda at, scale, _: at.gradient_length(scale),
-    "log": lambda at, scale, _: at.laplacian(scale),
+    "log": lambda at, scale, _: at.log(scale),
     "planarity": lambda at, scale, _: at.planarity(scale),
     "signed_axis": lambda at, scale, _: at.along_normal(scale),
     "signed_skew": lambda at, scale, reference: np.float32(reference.sign_skew) * at.along_normal(scale),
@@ -114,7 +108,14 @@ _FAMILIES: dict[str, Callable[[Evaluator, int, VolumeReference], Any]] = {
     "face_skew": lambda at, scale, reference: at.behind(scale, reference.sign_skew),
     "face_curv": lambda at, scale, reference: at.behind(scale, reference.sign_curvature),
     "ridge": lambda at, scale, _: at.ridge(scale),
+    "normal": lambda at, scale, _: at.normal()[scale],
 }
+
+
+def evaluate(specs: Sequence[FeatureSpec], fields: Any, view: View, reference: Any) -> list[Any]:
+    """The features at the voxels of a view; ``reference`` has the direction and signs of a ``VolumeReference``."""
+    at = Evaluator(fields, view, reference.direction)
+    return [_FAMILIES[spec.family](at, spec.scale, reference) for spec in specs]
 
 
 def specs_of(names: Sequence[str]) -> tuple[FeatureSpec, ...]:
@@ -123,12 +124,12 @@ def specs_of(names: Sequence[str]) -> tuple[FeatureSpec, ...]:
     Raises:
         UsageError: a name that the pool does not have.
     """
-    unknown = [name for name in names if name not in feature_names()]
-    if unknown:
+    try:
+        return tuple(spec_of(name) for name in names)
+    except KeyError as error:
         raise UsageError(
-            "the feature pool has no such feature", found=", ".join(unknown), fix=f"use {', '.join(feature_names())}"
-        )
-    return tuple(spec_of(name) for name in names)
+            "the feature pool has no such feature", found=error.args[0], fix=f"use {', '.join(feature_names())}"
+        ) from None
 
 
 def standardise(ct: Any, reference: VolumeReference) -> Any:
@@ -147,50 +148,35 @@ def compute_pool(v: Any, reference: VolumeReference, names: Sequence[str]) -> An
     Returns:
         ``(len(names), z, y, x)`` float32, of ``v``'s array type.
     """
-    whole = (slice(0, v.shape[0]), slice(0, v.shape[1]), slice(0, v.shape[2]))
-    return compute_window(Fields(v), whole, reference, names)
+    xp = namespace(v)
+    region = ArrayRegion(v, Fields(v).whole, reference, names)
+    return xp.stack(list(region.planes(0, v.shape[0])), axis=1)
 
 
-def compute_window(fields: Fields, window: Window, reference: VolumeReference, names: Sequence[str]) -> Any:
-    """Features of a box of a region: ``(len(names), *box)`` float32."""
-    xp, _ = namespace(fields.v)
-    specs = specs_of(names)
-    out = xp.empty((len(specs), *(part.stop - part.start for part in window)), dtype=np.float32)
-    for piece in _slabs(window):
-        at = Evaluator(fields, WindowView(piece), reference.direction)
-        rows = slice(piece[0].start - window[0].start, piece[0].stop - window[0].start)
-        for place, spec in enumerate(specs):
-            out[place, rows] = _FAMILIES[spec.family](at, spec.scale, reference)
-    return out
+class ArrayRegion:
+    """Features of the ``core`` of a region ``v`` (z, y, x: float32, standardised), on arrays. See ``regions``."""
 
+    def __init__(self, v: Any, core: Window, reference: VolumeReference, names: Sequence[str]) -> None:
+        self._specs, self._reference = specs_of(names), reference
+        self._fields = Fields(v, core)
 
-def compute_points(fields: Fields, points: tuple[Any, ...], reference: VolumeReference, names: Sequence[str]) -> Any:
-    """Features at voxels of a region (z, y, x: int64, ``(n,)`` each): ``(len(names), n)`` float32."""
-    xp, _ = namespace(fields.v)
-    specs = specs_of(names)
-    z, y, x = points
-    out = xp.empty((len(specs), len(z)), dtype=np.float32)
-    for start in range(0, len(z), _CHUNK):
-        part = slice(start, min(start + _CHUNK, len(z)))
-        at = Evaluator(fields, PointView(z[part], y[part], x[part], fields.shape), reference.direction)
-        for place, spec in enumerate(specs):
-            out[place, part] = _FAMILIES[spec.family](at, spec.scale, reference)
-    return out
+    def planes(self, start: int, stop: int) -> Iterator[Any]:
+        z, y, x = self._fields.core
+        depth = max(1, _CHUNK // max(1, (y.stop - y.start) * (x.stop - x.start)))
+        for first in range(z.start + start, z.start + stop, depth):
+            window = (slice(first, min(first + depth, z.start + stop)), y, x)
+            features = self._evaluate(WindowView(window))
+            for number in range(window[0].stop - window[0].start):
+                yield features[:, number]
 
+    def points(self, z: Any, y: Any, x: Any) -> Any:
+        xp = namespace(self._fields.v)
+        out = xp.empty((len(self._specs), len(z)), dtype=np.float32)
+        for start in range(0, len(z), _CHUNK):
+            part = slice(start, min(start + _CHUNK, len(z)))
+            out[:, part] = self._evaluate(PointView(z[part], y[part], x[part], self._fields.shape))
+        return out
 
-def gradient_magnitude(feature: Any) -> Any:
-    """Length of a feature's spatial gradient, ``(z, y, x)`` float32: central differences, unit spacing, reflected."""
-    xp, _ = namespace(feature)
-    total = xp.zeros_like(feature)
-    for axis in range(3):
-        part = difference(feature, axis)
-        part *= part
-        total += part
-    return xp.sqrt(total, out=total)
-
-
-def _slabs(window: Window) -> Iterator[Window]:
-    z, y, x = window
-    depth = max(1, _CHUNK // max(1, (y.stop - y.start) * (x.stop - x.start)))
-    for start in range(z.start, z.stop, depth):
-        yield slice(start, min(start + depth, z.stop)), y, x
+    def _evaluate(self, view: View) -> Any:
+        xp = namespace(self._fields.v)
+        return xp.stack(evaluate(self._specs, self._fields, view, self._reference))

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nx46vx.features.fields import TENSOR_GRADIENT, radius
+from nx46vx.features.fields import TENSOR_GRADIENT
+from nx46vx.features.smoothing import radius
 
 #: Raise when a feature, its order or its arithmetic changes: cached features of other versions are then not used.
-POOL_VERSION = 1
+POOL_VERSION = 2
 NORMAL_SCALE = 4
 PLANARITY_EPSILON = 1e-6
 
@@ -52,18 +53,24 @@ FEATURES: tuple[FeatureSpec, ...] = (
     *_family("ridge", (2,), "second difference along the normal over three voxels, sigma {s}: sheets are negative"),
 )
 
+#: Components of n, for what is measured on whole volumes (see ``reference``): not in the pool.
+NORMAL = tuple(
+    FeatureSpec(f"normal_{axis}", "normal", f"component of the sheet normal along {axis}", number)
+    for number, axis in enumerate("zyx")
+)
+
 #: Voxels that have to be known around a block for its features and their gradients: the structure tensor's chain
 #: (smoothing, difference, smoothing) and one voxel for the gradient of the feature.
 HALO = radius(TENSOR_GRADIENT) + 1 + radius(4) + 1
 
-_BY_NAME = {spec.name: spec for spec in FEATURES}
+_BY_NAME = {spec.name: spec for spec in (*FEATURES, *NORMAL)}
 
 
 def feature_names() -> tuple[str, ...]:
     """Names of the pool, in order."""
-    return tuple(_BY_NAME)
+    return tuple(spec.name for spec in FEATURES)
 
 
 def spec_of(name: str) -> FeatureSpec:
-    """The feature of that name; KeyError if the pool has none."""
+    """The feature of that name, or a component of the normal; KeyError if there is none."""
     return _BY_NAME[name]

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage
 
-from nx46vx.features.fields import MODE, Fields, difference
-from nx46vx.features.pool import HALO, NORMAL_SCALE, PLANARITY_EPSILON
-from nx46vx.features.symmetric_eig import eigenvalues, principal_eigenvector
-from nx46vx.features.views import Window
+from nx46vx.features.backend import Backend, backend
+from nx46vx.features.pool import NORMAL, NORMAL_SCALE
+from nx46vx.features.smoothing import Window, grown, relative
 
 _WHOLE = 112  # axes up to this long are looked at whole, longer ones through two windows
 _WINDOW = 56
-_SIDE_SCALE = 1  # sigma of the derivative whose third moment tells the sides apart
+#: What is measured in each window: how much it looks like a sheet, the normal, and the derivative along it whose third
+#: moment tells the sides apart.
+_MEASURED = (f"planarity_s{NORMAL_SCALE}", *(spec.name for spec in NORMAL), "signed_axis_s1")
 _MASK_REACH = 2 * NORMAL_SCALE  # voxels around a masked-out part whose gradients are those of the mask
 _NORMAL_QUANTILES = 2.5631031310892007  # distance between the 10 % and 90 % quantiles of a standard normal
 
@@ -52,8 +53,8 @@ class _Sheets:
         return np.asarray(direction[0] * z + direction[1] * y + direction[2] * x)
 
 
-def measure_reference(volume: np.ndarray) -> VolumeReference:
-    """Measure a volume, ``(z, y, x)`` uint8.
+def measure_reference(volume: np.ndarray, *, threads: int = 1, how: Backend | None = None) -> VolumeReference:
+    """Measure a volume, ``(z, y, x)`` uint8. Neither ``threads`` nor ``how`` changes a bit.
 
     Grey values: median and (q90 - q10) / 2.563 over the voxels that are not zero, exact from a histogram.
     Direction d: principal eigenvector of the mean of n n^T weighted by planarity; its largest component is positive.
@@ -64,7 +65,9 @@ def measure_reference(volume: np.ndarray) -> VolumeReference:
     symmetrically, so memory does not grow with the volume.
     """
     median, scale = _grey_values(volume)
-    seen = [_measure_window(volume, window, median, scale) for window in _windows(volume.shape)]
+    grey = VolumeReference(median, scale, (0.0, 0.0, 0.0), 1, 1)
+    how = how or backend()
+    seen = [_measure_window(volume, window, grey, how, threads) for window in _windows(volume.shape)]
     moment = sum(
         (np.einsum("n,in,jn->ij", s.weight, s.normal, s.normal, dtype=np.float64) for s in seen), np.zeros((3, 3))
     )
@@ -106,31 +109,24 @@ def _windows(shape: tuple[int, ...]) -> Iterator[Window]:
     yield from itertools.product(*axes)
 
 
-def _measure_window(volume: np.ndarray, window: Window, median: float, scale: float) -> _Sheets:
-    low = [max(0, part.start - HALO) for part in window]
-    region = volume[tuple(slice(a, part.stop + HALO) for a, part in zip(low, window, strict=True))]
-    core = tuple(slice(part.start - a, part.stop - a) for a, part in zip(low, window, strict=True))
-    fields = Fields((region.astype(np.float32) - np.float32(median)) / np.float32(scale))
-    parts = tuple(part[core].astype(np.float64) for part in fields.tensor(NORMAL_SCALE))
-    eigen = eigenvalues(parts)
-    normal = principal_eigenvector(parts, eigen)
-    smooth = fields.gauss(_SIDE_SCALE)
-    along = sum(difference(smooth, axis)[core] * normal[axis] for axis in range(3))
-    planarity = (eigen.l1 - eigen.l2) / (eigen.l1 + eigen.l2 + eigen.l3 + PLANARITY_EPSILON)
-    return _Sheets(
-        window=window,
-        normal=np.stack([part.ravel() for part in normal]).astype(np.float32),
-        weight=(planarity * _scanned(region)[core]).ravel().astype(np.float32),
-        along=np.asarray(along).ravel().astype(np.float32),
-    )
+def _measure_window(
+    volume: np.ndarray, window: Window, grey: VolumeReference, how: Backend, threads: int
+) -> _Sheets:  # fmt: skip
+    # Without a direction the normals keep the sign they come with.
+    block = how.block(volume, window, grey, _MEASURED, threads=threads)
+    planes = [plane[:, 1:-1, 1:-1] for plane in block.planes(window[0].start, window[0].stop)]
+    found = np.stack(planes, axis=1).reshape(len(_MEASURED), -1)
+    return _Sheets(window=window, normal=found[1:4], weight=found[0] * _scanned(volume, window).ravel(), along=found[4])
 
 
-def _scanned(region: np.ndarray) -> np.ndarray:
-    """False in parts that are zero (not single zero voxels) and around them."""
-    masked = scipy.ndimage.maximum_filter(region, 3, mode=MODE) == 0
+def _scanned(volume: np.ndarray, window: Window) -> np.ndarray:
+    """False in parts of a window that are zero (not single zero voxels) and around them."""
+    outer = grown(window, volume.shape, _MASK_REACH + 1)
+    region, place = volume[outer], relative(window, outer)
+    masked = scipy.ndimage.maximum_filter(region, 3, mode="reflect") == 0
     if not masked.any():
-        return np.ones(region.shape, bool)
-    return ~scipy.ndimage.maximum_filter(masked, 2 * _MASK_REACH + 1, mode=MODE)
+        return np.ones([part.stop - part.start for part in window], bool)
+    return np.asarray(~scipy.ndimage.maximum_filter(masked, 2 * _MASK_REACH + 1, mode="reflect")[place])
 
 
 def _fitted_divergence(seen: list[_Sheets], direction: np.ndarray) -> float:

@@ -10,11 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from nx46vx.features.array_namespace import namespace
-
-Window = tuple[slice, slice, slice]
+from nx46vx.features.smoothing import Window, mirrored, relative
 
 
 class View(Protocol):
+    def inside(self, core: Window) -> View:
+        """The same voxels, of fields that cover a part of the region only."""
+        ...
+
     def at(self, field: Any) -> Any:
         """A field's values at the voxels looked at."""
         ...
@@ -34,6 +37,9 @@ class WindowView:
     def __init__(self, window: Window) -> None:
         self.window = window
 
+    def inside(self, core: Window) -> WindowView:
+        return WindowView(relative(self.window, core))
+
     def at(self, field: Any) -> Any:
         return field[self.window]
 
@@ -43,14 +49,14 @@ class WindowView:
             moved = list(self.window)
             moved[axis] = slice(start + step, stop + step)
             return field[tuple(moved)]
-        xp, _ = namespace(field)
+        xp = namespace(field)
         rest = list(self.window)
         rest[axis] = slice(None)
-        places = _reflected(xp, xp.arange(start + step, stop + step), length)
+        places = mirrored(xp.arange(start + step, stop + step), length)
         return xp.take(field[tuple(rest)], places, axis=axis)
 
     def displaced(self, field: Any, offset: tuple[Any, Any, Any]) -> Any:
-        xp, _ = namespace(field)
+        xp = namespace(field)
         z, y, x = (xp.arange(part.start, part.stop) for part in self.window)
         return _interpolated(xp, field, (z[:, None, None], y[:, None], x), offset)
 
@@ -59,17 +65,22 @@ class PointView:
     """Single voxels at integer positions ``z, y, x`` (one-dimensional arrays); answers are one-dimensional."""
 
     def __init__(self, z: Any, y: Any, x: Any, shape: tuple[int, int, int]) -> None:
-        self._xp, _ = namespace(z)
+        self._xp = namespace(z)
         self._position = (z, y, x)
         self._shape = shape
         self._flat = (z * shape[1] + y) * shape[2] + x
+
+    def inside(self, core: Window) -> PointView:
+        z, y, x = (place - part.start for place, part in zip(self._position, core, strict=True))
+        nz, ny, nx = (part.stop - part.start for part in core)
+        return PointView(z, y, x, (nz, ny, nx))
 
     def at(self, field: Any) -> Any:
         return field.ravel()[self._flat]
 
     def beside(self, field: Any, axis: int, step: int) -> Any:
         places = list(self._position)
-        places[axis] = _reflected(self._xp, places[axis] + step, self._shape[axis])
+        places[axis] = _reflected(places[axis] + step, self._shape[axis])
         z, y, x = places
         return field.ravel()[(z * self._shape[1] + y) * self._shape[2] + x]
 
@@ -77,11 +88,10 @@ class PointView:
         return _interpolated(self._xp, field, self._position, offset)
 
 
-def _reflected(xp: Any, places: Any, length: int) -> Any:
+def _reflected(places: Any, length: int) -> Any:
     """Positions outside an axis mirrored about its borders (d c b a | a b c d | d c b a)."""
-    places = xp.where(places < 0, -1 - places, places)
-    places = xp.where(places >= length, 2 * length - 1 - places, places)
-    return xp.clip(places, 0, length - 1)
+    inside = int(places.min()) >= 0 and int(places.max()) < length if places.size else True
+    return places if inside else mirrored(places, length)
 
 
 def _interpolated(xp: Any, field: Any, position: tuple[Any, Any, Any], offset: tuple[Any, Any, Any]) -> Any:
@@ -93,8 +103,8 @@ def _interpolated(xp: Any, field: Any, position: tuple[Any, Any, Any], offset: t
         whole = xp.floor(offset[axis])
         weights.append(offset[axis] - whole)
         places = position[axis] + whole.astype(np.int64)
-        near.append(_reflected(xp, places, field.shape[axis]) * strides[axis])
-        far.append(_reflected(xp, places + 1, field.shape[axis]) * strides[axis])
+        near.append(_reflected(places, field.shape[axis]) * strides[axis])
+        far.append(_reflected(places + 1, field.shape[axis]) * strides[axis])
     flat = field.ravel()
 
     def along_x(zy: Any) -> Any:

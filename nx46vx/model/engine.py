@@ -117,7 +117,13 @@ class FitEngine:
             "lane_iterations": self.lane_iterations,
             "kernel": self._passes.kernel,
             "kernel_reason": self._passes.kernel_reason,
+            "gpu_seconds": self._passes.gpu_seconds,
+            "gpu_peak_bytes": self._passes.gpu_peak_bytes,
         }
+
+    def notes(self) -> list[tuple[str, dict[str, Any]]]:
+        """Events that are to be told, since it was last asked: name and fields."""
+        return self._passes.notes.take()
 
     def close(self) -> None:
         with self._changed:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from nx46vx.model.metrics import cross_entropy
 from nx46vx.model.neuron import NeuronSpec, neuron_logits
@@ -115,6 +114,8 @@ def combine(logits: np.ndarray, y: np.ndarray) -> Combination:
 
 def _fit(logits: np.ndarray, y: np.ndarray, rows: list[int], start: np.ndarray | None) -> Combination:
     """Non-negative logistic regression on some members' logits, by L-BFGS-B."""
+    from scipy.optimize import minimize  # slow to load, and wanted once a run
+
     chosen = logits[rows]
     if start is None:
         start = np.append(np.full(len(rows), 1.0 / len(rows)), 0.0)

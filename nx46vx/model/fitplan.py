@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
-from nx46vx.errors import IntegrityError
-from nx46vx.features.cache import FeatureCache
+from nx46vx.features.entry import entry_path, open_entry
 from nx46vx.model.blocks import LaneRequest, start_request
-from nx46vx.model.candidates import Candidate, Grid
+from nx46vx.model.candidates import TILE, Candidate, Grid
 from nx46vx.model.neuron import NeuronSpec
 from nx46vx.model.samples import FitData
 from nx46vx.model.solver import Method
 from nx46vx.paths import RunPaths
 from nx46vx.runtime.digest import digest_json
+from nx46vx.runtime.record import read_record, understood, unusable
 from nx46vx.runtime.sink import EventSink
 
 
@@ -72,11 +74,27 @@ class FitPlan:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FitPlan:
-        fields = {name: value[name] for name in cls.__dataclass_fields__}
-        for name in ("pool", "train_keys", "validation_keys", "l1", "l2"):
-            fields[name] = tuple(fields[name])
-        fields["neurons"] = tuple(NeuronSpec.from_json(spec) for spec in value["neurons"])
-        return cls(**fields)
+        """Strictly: every value is of its type and possible.
+
+        Raises:
+            ValueError: what is not.
+        """
+        plan = _schema().validate_json(orjson.dumps(value), strict=True)
+        told = [spec.get("digest") for spec in value["neurons"]]
+        for number, spec in enumerate(plan.neurons):
+            if spec.meta_neuron != number or spec.digest != told[number]:
+                raise ValueError(f"fit.neurons[{number}] does not match its own digest")
+            if len(spec.shift) != 3 * len(spec.view) or len(spec.scale) != 3 * len(spec.view):
+                raise ValueError(f"fit.neurons[{number}] has {len(spec.view)} features and {len(spec.scale)} scales")
+        pairs = len(set(plan.l1)) * len(set(plan.l2))
+        if min(plan.max_iter, plan.block, pairs) < 1 or max(pairs, len(plan.l1) * len(plan.l2)) > TILE:
+            raise ValueError("fit: max_iter, block, l1 or l2 is impossible")
+        return plan
+
+
+@cache
+def _schema() -> TypeAdapter[FitPlan]:
+    return TypeAdapter(FitPlan)
 
 
 def load_fit_plan(run: Path) -> FitPlan:
@@ -87,21 +105,21 @@ def load_fit_plan(run: Path) -> FitPlan:
     """
     path = RunPaths(run).plan
     try:
-        return FitPlan.from_json(orjson.loads(path.read_bytes())["fit"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            "the plan cannot be read", where=path, found=f"{type(error).__name__}: {error}",
-            fix="restore plan.json from a copy, or start a new run directory",
-        ) from error  # fmt: skip
+        plan = read_record(path)
+    except FileNotFoundError as error:
+        raise unusable(path, "there is none") from error
+    with understood(path):
+        return FitPlan.from_json(plan["fit"])
 
 
-def open_fit_data(plan: FitPlan, cache_root: Path, sink: EventSink) -> FitData:
-    """Map the samples of a fit from the feature cache.
+def open_fit_data(plan: FitPlan, cache_root: Path, sink: EventSink | None = None) -> FitData:
+    """Map the samples of a fit from the feature cache. What computes features is not loaded for it.
 
     Raises:
         IntegrityError: an entry is missing or damaged.
     """
-    cache = FeatureCache(cache_root, sink=sink)
-    return FitData(
-        plan.pool, [cache.open(key) for key in plan.train_keys], [cache.open(key) for key in plan.validation_keys]
+    train, validation = (
+        [open_entry(entry_path(cache_root, key), "") for key in keys]
+        for keys in (plan.train_keys, plan.validation_keys)
     )
+    return FitData(plan.pool, train, validation)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from nx46vx.features.chunked import ChunkedArray
 from nx46vx.model.candidates import TILE
 from nx46vx.model.kernel_cpu import Kernel, compiled
 from nx46vx.model.kernel_layout import CHUNK_MAX
@@ -49,6 +50,35 @@ class _Case:
         self.stride = features.strides[0] // 4
         self.at, self.y_at = features.ctypes.data, self.y.ctypes.data
 
+    def holding(self, chunk: Chunk) -> _Case:
+        """The case with that chunk in memory."""
+        return self
+
+
+class _ChunkedCase:
+    """A case whose features are decoded chunk by chunk."""
+
+    def __init__(self, case: Samples) -> None:
+        self._case = case
+        self.y = np.ascontiguousarray(case.y, np.uint8)
+
+    def holding(self, chunk: Chunk) -> _Part:
+        """That chunk's samples, at the places they have in the whole case."""
+        return _Part(np.ascontiguousarray(self._case.features[:, chunk.start : chunk.stop]), self.y, chunk.start)
+
+
+class _Part:
+    """Some samples of a case: the addresses are those that the whole case would have."""
+
+    def __init__(self, features: np.ndarray, y: np.ndarray, start: int) -> None:
+        self.features, self.y = features, y
+        self.stride = features.strides[0] // 4
+        self.at, self.y_at = features.ctypes.data - 4 * start, y.ctypes.data
+
+
+def _case(case: Samples) -> _Case | _ChunkedCase:
+    return _ChunkedCase(case) if isinstance(case.features, ChunkedArray) else _Case(case)
+
 
 class KernelPasses:
     """``Passes`` on the CPU."""
@@ -59,8 +89,8 @@ class KernelPasses:
             raise ValueError(f"chunks of {max(sizes)} samples are too long for the kernel")
         self.data, self.threads = data, threads
         self._pool = ThreadPoolExecutor(threads)
-        self._train = [_Case(case) for case in data.train]
-        self._validation = [_Case(case) for case in data.validation]
+        self._train = [_case(case) for case in data.train]
+        self._validation = [_case(case) for case in data.validation]
         self._validation_plan = plain_plan(data.validation_chunks)
         self._positives = int(sum(case.y.sum(dtype=np.int64) for case in self._validation))
         self._tiles: dict[int, _Tile] = {}
@@ -142,7 +172,7 @@ class KernelPasses:
             np.zeros((0 if training else chunks, len(THRESHOLDS), 2, TILE), np.int32),
         )  # fmt: skip
 
-    def _run(self, chunks: list[Chunk], cases: list[_Case], jobs: list[_Job], name: str) -> None:
+    def _run(self, chunks: list[Chunk], cases: list[_Case | _ChunkedCase], jobs: list[_Job], name: str) -> None:
         """Call the kernel for every chunk and job; each thread takes the next chunk that nobody has."""
         ticket = count()
         calls = [job.call(name) for job in jobs if job.lanes.size]
@@ -152,7 +182,7 @@ class KernelPasses:
             for number in iter(ticket.__next__, None):
                 if number >= len(chunks):
                     return
-                case = cases[chunks[number].case]
+                case = cases[chunks[number].case].holding(chunks[number])
                 for call, columns in calls:
                     call(number, case, memory[columns].ctypes.data)
 
@@ -173,7 +203,7 @@ class _Job:
     out: np.ndarray
     counts: np.ndarray
 
-    def call(self, name: str) -> tuple[Callable[[int, _Case, int], None], int]:
+    def call(self, name: str) -> tuple[Callable[[int, _Case | _Part, int], None], int]:
         """A function of (chunk's number, case, working memory), and the columns of the memory it needs."""
         function: Any = getattr(self.tile.kernel, name)
         rows, constants, weights, cuts, out, counts, blocks, pieces = (
@@ -184,7 +214,7 @@ class _Job:
         bounds, lanes = self.plan.bounds.tolist(), int(self.lanes.size)
         out_step, counts_step = (array.strides[0] for array in (self.out, self.counts))
 
-        def run(number: int, case: _Case, memory: int) -> None:
+        def run(number: int, case: _Case | _Part, memory: int) -> None:
             first, last = bounds[number], bounds[number + 1]
             if last > first:
                 function(

@@ -14,6 +14,8 @@ import numpy as np
 
 from nx46vx.model.metrics import Counts
 from nx46vx.model.neuron import NeuronSpec, bootstrap
+from nx46vx.model.notes import Notes
+from nx46vx.model.options import EngineOptions
 from nx46vx.model.samples import FitData
 from nx46vx.runtime.digest import digest_array
 
@@ -41,9 +43,11 @@ class Passes:
     """
 
     def __init__(
-        self, data: FitData, *, seed: int, device: str = "cpu", threads: int = 1, prefer: KernelName = "llvm"
-    ) -> None:
+        self, data: FitData, *, seed: int, device: str = "cpu", threads: int = 1, prefer: KernelName = "llvm",
+        options: EngineOptions | None = None,
+    ) -> None:  # fmt: skip
         self.data, self.seed, self.device, self.threads = data, seed, device, threads
+        self.options, self.notes = options or EngineOptions(), Notes()
         self.kernel: KernelName = "torch"
         self.kernel_reason = "asked for"
         self._known: list[tuple[NeuronSpec, np.ndarray]] = []
@@ -98,13 +102,27 @@ class Passes:
         """Mean cross-entropy (TILE,) and threshold counts of each lane on the validation samples, prior corrected."""
         return self._backend.validate(thetas, lanes)
 
+    @property
+    def gpu_seconds(self) -> float:
+        """Seconds that a GPU spent in passes, synchronised."""
+        return getattr(self._backend, "gpu_seconds", 0.0)
+
+    @property
+    def gpu_peak_bytes(self) -> int:
+        """Most memory of the GPU that was taken at once."""
+        return getattr(self._backend, "gpu_peak_bytes", 0)
+
     def close(self) -> None:
         self._backend.close()
 
     def _torch(self) -> _Backend:
+        if self.device.partition(":")[0] != "cpu":
+            from nx46vx.model.passes_gpu import GpuPasses
+
+            return GpuPasses(self.data, device=self.device, options=self.options, notes=self.notes)
         from nx46vx.model.passes_torch import TorchPasses  # takes seconds to import, and only here is it wanted
 
-        return TorchPasses(self.data, device=self.device, threads=self.threads)
+        return TorchPasses(self.data, threads=self.threads)
 
 
 def _why(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The sums over the samples in torch: on a GPU, and on a CPU where the kernel cannot be compiled.
+"""The sums over the samples in torch on a CPU, where the kernel cannot be compiled.
 
 A chunk of samples and a tile of 16 lanes meet in two matrix products of fixed shape, in float32 on one thread; the
 chunk's sums go to float64 and are added in chunk order. Threads take different chunks. So a lane's bits depend
@@ -23,7 +23,7 @@ from nx46vx.model.samples import Chunk, FitData, Samples
 
 @dataclass
 class _Tile:
-    """What a meta-neuron needs on the device."""
+    """What a meta-neuron needs."""
 
     spec: NeuronSpec
     rows: torch.Tensor
@@ -34,14 +34,14 @@ class _Tile:
 
 
 class TorchPasses:
-    """``Passes`` on one torch device. Every lane of a tile is computed, asked for or not: it costs the same."""
+    """``Passes`` in torch. Every lane of a tile is computed, asked for or not: it costs the same."""
 
-    def __init__(self, data: FitData, *, device: str = "cpu", threads: int = 1) -> None:
-        self.data, self.device, self.threads = data, torch.device(device), threads
+    def __init__(self, data: FitData, *, threads: int = 1) -> None:
+        self.data, self.threads = data, threads
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         groups, _ = data.train_groups
         self._train = [self._place(case) for case in data.train]
-        self._groups = [torch.from_numpy(ids).to(self.device, torch.int64) for ids in groups]
+        self._groups = [torch.from_numpy(ids).to(torch.int64) for ids in groups]
         self._validation = [self._place(case) for case in data.validation]
         self._tiles: dict[int, _Tile] = {}
 
@@ -51,10 +51,10 @@ class TorchPasses:
         cuts = [logit(threshold) - spec.prior_shift for threshold in THRESHOLDS]
         self._tiles[spec.meta_neuron] = _Tile(
             spec,
-            torch.from_numpy(self.data.rows(spec.view)).to(self.device),
+            torch.from_numpy(self.data.rows(spec.view)),
             self._vector(spec.shift[:f])[:, None],
             self._vector(spec.scale[:f])[:, None],
-            torch.from_numpy(multiplicity.astype(np.float32)).to(self.device),
+            torch.from_numpy(multiplicity.astype(np.float32)),
             self._vector(cuts),
         )
 
@@ -106,12 +106,12 @@ class TorchPasses:
                 for tile, weight, loss, histogram in zip(tiles, weights, losses, histograms, strict=True):
                     z = weight.T @ self._design(tile, features)
                     bin_of = torch.bucketize(z, tile.cuts, right=True)
-                    bin_of += (y * bins).long() + torch.arange(TILE, device=self.device)[:, None] * (2 * bins)
+                    bin_of += (y * bins).long() + torch.arange(TILE)[:, None] * (2 * bins)
                     counted = torch.bincount(bin_of.flatten(), minlength=TILE * 2 * bins)
-                    histogram[number] = counted.reshape(TILE, 2 * bins).cpu().numpy()
+                    histogram[number] = counted.reshape(TILE, 2 * bins).numpy()
                     z += tile.spec.prior_shift
                     value = (torch.nn.functional.softplus(z) - y * z).sum(dim=1, dtype=torch.float64)
-                    loss[number] = value.cpu().numpy()
+                    loss[number] = value.numpy()
 
         self._run(work)
         result = {}
@@ -136,13 +136,13 @@ class TorchPasses:
         loss = ((torch.nn.functional.softplus(z) - y * z) * omega).sum(dim=1, dtype=torch.float64)
         error = torch.sigmoid_(z).sub_(y).mul_(omega)
         out[0] = float(omega.sum(dtype=torch.float64))
-        out[1] = loss.cpu().numpy()
-        out[2:] = (design @ error.T).cpu().numpy()
+        out[1] = loss.numpy()
+        out[2:] = (design @ error.T).numpy()
 
     def _design(self, tile: _Tile, features: torch.Tensor) -> torch.Tensor:
         """The columns (x, x^2, g, 1) of a chunk, (3F + 1, n); x standardised."""
         f = len(tile.spec.view)
-        design = torch.empty((3 * f + 1, features.shape[1]), device=self.device)
+        design = torch.empty((3 * f + 1, features.shape[1]))
         x = design[:f]
         torch.sub(features[tile.rows[:f]], tile.shift, out=x)
         x /= tile.scale
@@ -158,18 +158,14 @@ class TorchPasses:
     def _place(self, case: Samples) -> tuple[torch.Tensor, torch.Tensor]:
         with warnings.catch_warnings():  # torch warns that the mapped file is read-only; nothing here writes to it
             warnings.simplefilter("ignore", UserWarning)
-            features = torch.from_numpy(case.features)
-        return features.to(self.device), torch.from_numpy(case.y.astype(np.float32)).to(self.device)
+            features = torch.from_numpy(np.asarray(case.features))
+        return features, torch.from_numpy(case.y.astype(np.float32))
 
     def _fold(self, tile: _Tile, theta: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(fold(tile.spec, theta).astype(np.float32)).to(self.device)
+        return torch.from_numpy(fold(tile.spec, theta).astype(np.float32))
 
     def _vector(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
+        return torch.tensor(values, dtype=torch.float32)
 
     def _run(self, work: Callable[[int], None]) -> None:
-        if self.device.type != "cpu":
-            for first in range(self.threads):
-                work(first)
-        else:
-            list(self._pool.map(work, range(self.threads)))
+        list(self._pool.map(work, range(self.threads)))

@@ -42,9 +42,9 @@ def package(session: Session, cases: Cases, foreground: dict[str, float]) -> dic
 
 def report(
     session: Session, cases: Cases, fit: FitResult, choice: Choice, segmented: dict[str, Any],
-    submission: dict[str, Any], seconds: dict[str, float],
+    submission: dict[str, Any], seconds: dict[str, float], measured: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Write ``report.md`` and return ``report.json``'s value, which ``finish`` writes."""
+    """Write ``report.md`` and return ``report.json``'s value, which ``finish`` writes; ``measured`` goes into it."""
     goal = session.settings.iterations
     best = min(fit.records.values(), key=lambda r: (float(r["objective"]), str(r["candidate_id"])))
     value = {
@@ -68,7 +68,8 @@ def report(
         **choice.figures,
         "masks": segmented,
         "submission": submission,
-        "seconds": seconds,
+        "seconds": dict(seconds),
+        **measured,
     }
     write_text(session.paths.report_md, report_markdown(value))
     return value

@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from nx46vx.errors import IntegrityError, NX46Error, UsageError
 from nx46vx.logs import say
-from nx46vx.model.fitplan import load_fit_plan
 from nx46vx.paths import RunPaths
-from nx46vx.pipeline.session import settings_of
+from nx46vx.pipeline.decisions import Decisions
+from nx46vx.pipeline.planshape import fit_of, load_plan
+from nx46vx.pipeline.session import run_id_in, settings_of
 from nx46vx.pipeline.standing import check_directory
 from nx46vx.runtime.archive import copy_run, import_run
 from nx46vx.runtime.archive_check import read_member
-from nx46vx.runtime.files import REAL_FILES
+from nx46vx.runtime.record import parse, read_record, understood, unusable
 from nx46vx.settings import Settings, load_settings, result_keys
 
 
@@ -91,28 +90,23 @@ def _settings(run: Path, config: Path | None, overrides: Mapping[str, Any]) -> S
 
 def _check_readable(run: Path) -> None:
     """The files that a session reads first are what they should be."""
-    _run_id(RunPaths(run).identity.read_bytes(), run)
+    _run_id(run)
     plan = RunPaths(run).plan
-    if not plan.exists():
-        return
-    try:
-        frozen = orjson.loads(plan.read_bytes())["fit"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError("the plan cannot be read", where=plan, found=error) from error
-    if frozen is not None:
-        load_fit_plan(run)
+    fit_of(load_plan(plan), plan)
+    Decisions(RunPaths(run).decisions)
 
 
 def _same_run(source: Path, target: Path, packed: bool) -> None:
     try:
-        there = _run_id(REAL_FILES.read(RunPaths(target).identity, 0, 1 << 16), target)
-    except (OSError, NX46Error) as error:
+        there = _run_id(target)
+    except NX46Error as error:
         raise UsageError("this place is taken", where=target, found=error, fix="choose another --out") from error
     if packed:
-        here = _run_id(read_member(source, RunPaths(Path()).identity.name), source)
+        with understood(source):
+            here = run_id_in(parse(read_member(source, RunPaths(Path()).identity.name)), source)
     else:
         settings_of(source)
-        here = _run_id(RunPaths(source).identity.read_bytes(), source)
+        here = _run_id(source)
     if here != there:
         raise UsageError(
             "another run stands in this place", where=target, found=f"run {there}, not {here}",
@@ -120,11 +114,9 @@ def _same_run(source: Path, target: Path, packed: bool) -> None:
         )  # fmt: skip
 
 
-def _run_id(raw: bytes, where: Path) -> str:
+def _run_id(run: Path) -> str:
+    path = RunPaths(run).identity
     try:
-        value = orjson.loads(raw)["run_id"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError("the run's identity cannot be read", where=where, found=error) from error
-    if not isinstance(value, str):
-        raise IntegrityError("the run's identity cannot be read", where=where, found=f"run_id {value!r}")
-    return value
+        return run_id_in(read_record(path), path)
+    except FileNotFoundError as error:
+        raise unusable(path, "there is none") from error

@@ -25,12 +25,14 @@ from nx46vx.pipeline.retraining import keep_what_fits
 from nx46vx.pipeline.session import Session
 from nx46vx.pipeline.watching import TrainWatch
 from nx46vx.runtime.checkpoint import Checkpoint
+from nx46vx.runtime.gpu_phases import PhaseUse
 from nx46vx.runtime.heartbeat import heartbeat
-from nx46vx.runtime.progress import OPEN_ENDED_TARGET
+from nx46vx.runtime.progress import open_ended_targets
 from nx46vx.runtime.sink import trace_array
 from search.executor import Executor, SearchJob
 from search.resources import Resources
 from search.source import CandidateSource, Records
+from search.tally import Tally
 from trainables.task import read_record, state_of
 
 
@@ -45,12 +47,19 @@ class FitResult:
     complete: bool
 
 
-def load_samples(session: Session, cases: Cases, mapper: Mapper) -> tuple[FitData, list[Samples], tuple[str, ...]]:
-    """Build or map the samples of every pair; training and validation data, hold-out samples, and their keys."""
+def load_samples(
+    session: Session, cases: Cases, mapper: Mapper, use: PhaseUse | None = None
+) -> tuple[FitData, list[Samples], tuple[str, ...]]:
+    """Build or map the samples of every pair; training and validation data, hold-out samples, and their keys.
+
+    ``use`` is told if there was nothing to build.
+    """
     requests = cases.requests(session)
     covered: list[str] = []
-    cache = FeatureCache(session.cache_dir, sink=session.log)
+    cache = FeatureCache(session.cache_dir, sink=session.log, store=session.settings.features.store)
     built = {request.case.case_id for request in requests if not cache.has(request.key)}
+    if use is not None and not built:
+        use.nothing_to_do()
 
     def done(samples: Samples) -> None:
         if samples.case_id in built:
@@ -115,9 +124,9 @@ def freeze(session: Session, cases: Cases, data: FitData, keys: tuple[str, ...])
 
 def search(
     session: Session, cases: Cases, data: FitData, plan: FitPlan, resources: Resources, executor: Executor,
-    watch: TrainWatch,
+    watch: TrainWatch, tally: Tally,
 ) -> tuple[FitPlan, Records, bool]:  # fmt: skip
-    """Run every candidate through all epochs.
+    """Run every candidate through all epochs; ``tally`` is added to.
 
     Returns the plan (with grown neurons), the merged table, and whether it is complete; when time ran out, the table
     holds every candidate that has figures.
@@ -127,7 +136,7 @@ def search(
     settings, epoch = session.settings.epochs, 0
     while True:
         until = (epoch + 1) * plan.max_iter
-        records = _epoch(session, grower, until, resources, executor, watch, growing=epoch == 0)
+        records = _epoch(session, grower, until, resources, executor, watch, tally, growing=epoch == 0)
         if records is None:
             return grower.plan, _partial(session, grower.plan), False
         best = decisions.get("epoch_best", epoch)
@@ -142,27 +151,25 @@ def search(
         target = settings.supervised_epochs
         if target and epoch >= target:
             break
-        if not target:
-            if _converged(
-                [float(decisions.get("epoch_best", e)) for e in range(epoch)],
-                settings.convergence_min_delta, settings.convergence_patience,
-            ):  # fmt: skip
-                break
-            decisions.put("epoch_target", "now", max(OPEN_ENDED_TARGET, epoch + 1))
+        if not target and open_ended_targets(
+            [float(decisions.get("epoch_best", e)) for e in range(epoch)],
+            settings.convergence_min_delta, settings.convergence_patience,
+        )[1]:  # fmt: skip
+            break
     session.progress.set("train_fit", 1.0)
     return grower.plan, records, True
 
 
 def _epoch(
     session: Session, grower: Grower, until: int, resources: Resources, executor: Executor, watch: TrainWatch,
-    *, growing: bool,
+    tally: Tally, *, growing: bool,
 ) -> Records | None:  # fmt: skip
     """Bring every candidate to ``until``; the merged table, or None when the governor stopped it."""
     found = _valid_checkpoints(session, grower.plan)
     if until == grower.plan.max_iter:
         announce_resume(session, grower.plan, found)
     finished, pending = _sorted_out(grower.plan, found, until)
-    watch.begin(lambda: grower.plan, finished, pending)
+    watch.begin(lambda: grower.plan, finished, pending, until)
     source = CandidateSource(
         (request.candidate for request in pending), finished, grower if growing else lambda records: None
     )
@@ -173,7 +180,7 @@ def _epoch(
 
     def on_progress(done: int, total: int, in_flight: int) -> None:
         session.costs.add("candidate", source.last_seconds)
-        watch.in_flight = in_flight
+        watch.told_in_flight = in_flight
         session.log.emit(
             "PROGRESS_UPDATE", stage="train_supervised", substage="hyperparam_search", file=None, index=done,
             total=total, in_flight=in_flight, until=until,
@@ -187,6 +194,7 @@ def _epoch(
         should_stop=lambda: session.governor.stopping, may_start=lambda: session.governor.allows("candidate"),
         on_progress=on_progress, on_report=watch.report, keeping=session.keeping,
         accelerated=lambda: "more_trials_in_flight" in session.governor.actions,
+        node_cache=session.settings.resources.node_cache_dir, tally=tally,
     )  # fmt: skip
     with heartbeat(session.log, "train_supervised"):
         if pending and not session.governor.stopping:
@@ -195,6 +203,9 @@ def _epoch(
     found = _valid_checkpoints(session, grower.plan)
     note_latest(session, found)
     finished, pending = _sorted_out(grower.plan, found, until)
+    if not pending and source.next_round():  # the round ended while nothing more was begun: growth is still asked for
+        finished, pending = _sorted_out(grower.plan, _valid_checkpoints(session, grower.plan), until)
+    watch.begin(lambda: grower.plan, finished, pending, until)
     if pending and not session.governor.draining:
         raise RuntimeError(f"{len(pending)} candidates did not finish")
     return None if pending or grower.undecided else finished
@@ -232,11 +243,3 @@ def _sorted_out(plan: FitPlan, found: Mapping[str, Checkpoint], until: int) -> t
         else:
             pending.append(LaneRequest(candidate, state_of(checkpoint), until))
     return finished, pending
-
-
-def _converged(best: list[float], min_delta: float, patience: int) -> bool:
-    """Whether the best objective so far improved by less than ``min_delta`` in each of the last epochs."""
-    quiet = 0
-    for epoch in range(1, len(best)):
-        quiet = quiet + 1 if min(best[:epoch]) - best[epoch] < min_delta else 0
-    return quiet >= patience

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from nx46vx import __version__
-from nx46vx.errors import IncompatibleError, IntegrityError
+from nx46vx.errors import IncompatibleError
 from nx46vx.features.pool import feature_names
 from nx46vx.logs import say
 from nx46vx.model.candidates import Grid
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.pipeline.dataset import Cases
+from nx46vx.pipeline.planshape import PLAN_VERSION, fit_of, load_plan
 from nx46vx.pipeline.session import Session
 from nx46vx.pipeline.signature import program_identity
 from nx46vx.runtime.atomic import write_json
 from nx46vx.runtime.digest import digest_json
 from nx46vx.runtime.numeric import numeric_environment
 from nx46vx.settings import result_keys
-
-PLAN_VERSION = 1
 
 
 def identity_of(session: Session, cases: Cases) -> dict[str, str]:
@@ -35,26 +32,8 @@ def identity_of(session: Session, cases: Cases) -> dict[str, str]:
 
 
 def read_plan(session: Session) -> dict[str, Any]:
-    """The plan as it stands; empty if there is none yet.
-
-    Raises:
-        IntegrityError: it is damaged.
-    """
-    try:
-        value = orjson.loads(session.paths.plan.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise IntegrityError(
-            "the plan cannot be read", where=session.paths.plan, found=error, fix="restore plan.json from a copy"
-        ) from error
-    if not isinstance(value, dict) or value.get("plan_version") != PLAN_VERSION:
-        raise IncompatibleError(
-            "the plan is of another version", where=session.paths.plan,
-            found=value.get("plan_version") if isinstance(value, dict) else type(value).__name__,
-            fix="use the version that made it, or start a new run directory",
-        )  # fmt: skip
-    return value
+    """The plan as it stands; empty if there is none yet. Raises what ``load_plan`` raises."""
+    return load_plan(session.paths.plan)
 
 
 def write_plan(session: Session, cases: Cases, fit: FitPlan | None, extra: dict[str, Any] | None = None) -> None:
@@ -100,7 +79,7 @@ def frozen_fit(session: Session, cases: Cases) -> FitPlan | None:
             fix="restore the dataset and version it was planned for, or choose another --out",
         )  # fmt: skip
     _compare_numerics(session, plan.get("numeric_environment") or {})
-    return FitPlan.from_json(plan["fit"])
+    return fit_of(plan, session.paths.plan)
 
 
 def _compare_numerics(session: Session, stored: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from nx46vx.data.cases import Case
 from nx46vx.data.splits import Split
@@ -23,6 +22,7 @@ from nx46vx.model.candidates import TILE
 from nx46vx.paths import RunPaths, cache_root
 from nx46vx.pipeline.dataset import Cases, find_cases, sample_requests
 from nx46vx.pipeline.planfile import read_plan, write_plan
+from nx46vx.pipeline.planshape import fit_of, load_plan
 from nx46vx.pipeline.run import workers
 from nx46vx.pipeline.session import Session, open_session
 from nx46vx.pipeline.standing import check_directory, check_same_data
@@ -40,9 +40,9 @@ CROP = 64
 def plan(settings: Settings, root: Path, *, fresh: bool = False) -> dict[str, Any]:
     """Discover, check and split; count cache hits; time a short calibration; write ``plan.json``."""
     check_directory(root, settings, fresh=fresh)
-    if planned_fit(root):  # frozen: what was planned stands, and nothing is written
+    planned = load_plan(RunPaths(root).plan)
+    if fit_of(planned, RunPaths(root).plan) is not None:  # what was planned stands, and nothing is written
         check_same_data(root, settings)
-        planned = orjson.loads(RunPaths(root).plan.read_bytes())
         by_id = {pair["case_id"]: Case.from_json(pair) for pair in planned["train_pairs"]}
         wanted = sample_requests(settings, by_id, Split.from_json(planned["split"]))
         cached = FeatureCache(cache_root(settings.features.cache_dir), sink=NullSink())
@@ -61,14 +61,6 @@ def plan(settings: Settings, root: Path, *, fresh: bool = False) -> dict[str, An
         written = read_plan(session)
         session.log.emit("PLAN", cache_hits=hits, cache_misses=len(requests) - hits, estimate=estimate)
         return _summary(settings, root, session.paths, written, hits=(hits, len(requests) - hits))
-
-
-def planned_fit(root: Path) -> bool:
-    """Whether a run directory's fit is frozen already."""
-    try:
-        return bool(orjson.loads(RunPaths(root).plan.read_bytes()).get("fit"))
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _summary(
@@ -102,10 +94,11 @@ def _estimate(
     reference = measure_reference(volume)
     reference_seconds = time.perf_counter() - started
     crop = np.asarray(volume[:CROP, :CROP, :CROP])
-    started = time.perf_counter()
-    for _ in iter_blocks(crop, reference, feature_names(), block=CROP):
-        pass
-    per_voxel = (time.perf_counter() - started) / crop.size
+    for _ in range(2):  # the first time compiles
+        started = time.perf_counter()
+        for _ in iter_blocks(crop, reference, feature_names(), block=CROP):
+            pass
+        per_voxel = (time.perf_counter() - started) / crop.size
     voxels_per_case = float(np.mean([np.prod(request.case.shape) for request in requests]))
     per_case = reference_seconds + per_voxel * voxels_per_case
     cell = seconds_per_cell(

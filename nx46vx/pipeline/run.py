@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from nx46vx import __version__
-from nx46vx.errors import StoppedError
-from nx46vx.logs import Screen, say
+from nx46vx.errors import NX46Error, StoppedError
+from nx46vx.logs import say
+from nx46vx.paths import RunPaths
 from nx46vx.pipeline.choose import choose
+from nx46vx.pipeline.clustering import Machines, check_machines, find_machines
 from nx46vx.pipeline.dataset import find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
 from nx46vx.pipeline.fuse import fuse_student
-from nx46vx.pipeline.governing import remember_phases
+from nx46vx.pipeline.governing import check_budget, remember_phases
 from nx46vx.pipeline.planfile import write_plan
+from nx46vx.pipeline.profiling import Profiler, short
+from nx46vx.pipeline.screen import make_screen
 from nx46vx.pipeline.segment import segment
 from nx46vx.pipeline.session import Session, open_session
 from nx46vx.pipeline.standing import check_run, finished_report
 from nx46vx.pipeline.student import Trained, train_student
 from nx46vx.pipeline.watching import Monitor, TrainWatch
 from nx46vx.runtime.budget import State, Work
+from nx46vx.runtime.costs import CostBook
+from nx46vx.runtime.gpu_phases import GpuLedger, PhaseUse
 from nx46vx.runtime.numeric import numeric_environment
 from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings, result_keys
 from search.executor import Executor
-from search.resources import Resources, plan_resources, usable_cpus
+from search.resources import Resources, usable_cpus
 
 
 def run(
@@ -48,22 +56,40 @@ def run(
     finished = finished_report(root)
     if finished is not None and not differing:
         return finished
-    stop = StopFlag()
-    with stop.on_signals(), open_session(root, settings, stop, fresh=fresh, differing=differing) as session:
-        resources = plan_resources(settings.resources)
+    check_budget(settings, CostBook(RunPaths(root).costs))
+    stop, asked = StopFlag(), settings.resources
+    with stop.on_signals(), contextlib.ExitStack() as owned:
+        machines, device = Machines(), None
+        if executor is None and asked.executor == "ray" and asked.ray_address is not None:
+            executor = owned.enter_context(contextlib.closing(make_executor(settings)))
+            executor.connect()
+            machines = find_machines(asked)
+            device = machines.resources(asked).device.label
+        session = owned.enter_context(
+            open_session(root, settings, stop, fresh=fresh, differing=differing, device=device)
+        )  # fmt: skip
+        resources, profiler = machines.resources(asked), Profiler(session)
         _boot(session, resources)
-        owned = executor is None
-        executor = executor or make_executor(settings)
+        if machines.nodes:
+            check_machines(session, machines.nodes)
+        ledger = GpuLedger(
+            session.log, resources.device, wanted=asked.device != "cpu", share=asked.gpus_per_trial != "auto"
+        )
+        ledger.announce()
+        if executor is None:
+            executor = owned.enter_context(contextlib.closing(make_executor(settings)))
         watch = TrainWatch()
-        monitor = Monitor(session, watch, Screen())
+        monitor = Monitor(session, watch, make_screen(), memory=profiler.peaks.read)
         try:
             with monitor.running(settings.budget.heartbeat_seconds):
-                fit, value = _stages(session, resources, executor, watch)
+                fit, value = _stages(session, resources, executor, watch, profiler, ledger)
             return finish(session, fit, value)
         finally:
+            with contextlib.suppress(NX46Error):  # another error may be on its way, which the log has its part in
+                session.governor.finish(complete=False)
+            with contextlib.suppress(NX46Error):
+                profiler.finish(complete=False)
             session.costs.save()
-            if owned:
-                executor.close()
 
 
 def make_executor(settings: Settings) -> Executor:
@@ -86,16 +112,17 @@ def workers(settings: Settings) -> int:
 
 
 def _stages(
-    session: Session, resources: Resources, executor: Executor, watch: TrainWatch
-) -> tuple[FitResult, dict[str, Any]]:
-    seconds: dict[str, float] = {}
-    governor = session.governor
+    session: Session, resources: Resources, executor: Executor, watch: TrainWatch, profiler: Profiler,
+    ledger: GpuLedger,
+) -> tuple[FitResult, dict[str, Any]]:  # fmt: skip
+    seconds, governor = profiler.phases, session.governor
 
     @contextmanager
-    def stage(name: str) -> Iterator[None]:
+    def stage(name: str) -> Iterator[PhaseUse]:
         started = time.monotonic()
         session.log.emit("STAGE_START", stage=name)
-        yield
+        with ledger.phase(name) as use:
+            yield use
         seconds[name] = time.monotonic() - started
         session.log.emit("STAGE_END", stage=name, seconds=seconds[name])
 
@@ -106,13 +133,17 @@ def _stages(
             if not session.paths.plan.exists():
                 write_plan(session, cases, None)
         governor.check()
-        with stage("features"):
-            data, holdout, keys = load_samples(session, cases, mapper)
+        with stage("features") as use:
+            data, holdout, keys = load_samples(session, cases, mapper, use)
     governor.check()
     with stage("freeze"):
         plan = freeze(session, cases, data, keys)
-    with stage("train_supervised"):
-        plan, records, complete = search(session, cases, data, plan, resources, executor, watch)
+    profiler.plan, profiler.samples = plan, data.train_samples
+    with stage("train_supervised") as use:
+        plan, records, complete = search(session, cases, data, plan, resources, executor, watch, profiler.tally)
+        use.on_gpu(profiler.tally.gpu_seconds)
+        if not profiler.tally.lane_iterations:
+            use.nothing_to_do()
     trained = Trained(complete)
     if complete and session.settings.student.enabled:
         with stage("student"):
@@ -128,23 +159,25 @@ def _stages(
         with stage("student_fusion"):
             refine = fuse_student(session, cases, fit, choice, trained)
     session.costs.add("ensemble", seconds["ensemble"])
-    with stage("segment"):
+    with stage("segment") as use:
+        if all(session.paths.mask(case.case_id).exists() for case in cases.dataset.test):
+            use.nothing_to_do()
         segmented = segment(session, cases, choice.ensemble, counts=complete, refine=refine)
     with stage("package"):
         started = time.monotonic()
         submission = package(session, cases, segmented["foreground"])
         session.costs.add("package", time.monotonic() - started)
-        if complete:
-            session.progress.set("package", 1.0)
-    value = report(session, cases, fit, choice, segmented, submission, seconds)
+    profiler.plan = plan
+    measured = {"gpu": ledger.figures(), "profile": short(profiler.finish(complete=complete))}
+    value = report(session, cases, fit, choice, segmented, submission, seconds, measured)
     session.log.emit(
         "GLOBAL_STATS", candidates=len(records), meta_neurons=len(plan.neurons), complete=complete,
         iterations=sum(int(record["iter"]) for record in records.values()), seconds=seconds,
         engine_seconds=sum(float(record["seconds"]) for record in records.values()),
         train_pair_coverage_pct_effective=cases.coverage.pct, coverage_gap_reason=cases.coverage.reason,
-        coverage_gap_is_justified=cases.coverage.justified, reduced=session.settings.reduced,
+        coverage_gap_is_justified=cases.coverage.justified, reduced=session.settings.reduced, **ledger.figures(),
     )  # fmt: skip
-    governor.report("RUNTIME_BUDGET_FINAL", complete=complete)
+    governor.finish(complete=complete)
     if not complete:
         hand_in(session, value)
         raise StoppedError(
@@ -153,14 +186,9 @@ def _stages(
             f"{session.paths.submission.name} holds the best ensemble so far",
             fix="run the same command again to continue",
         )  # fmt: skip
-    remember_phases(
-        session.settings,
-        {
-            "discovery": seconds["discovery"], "load": seconds["freeze"], "train_data": seconds["features"],
-            "train_fit": seconds["train_supervised"], "segment": seconds["ensemble"] + seconds["segment"],
-            "package": seconds["package"],
-        },
-    )  # fmt: skip
+    session.progress.set("package", 1.0)
+    if session.fence == 1:  # a resumed session did only a part of some phases
+        remember_phases(session.settings, session.progress.phase_seconds())
     return fit, value
 
 
@@ -176,7 +204,6 @@ def _flush(session: Session, fit: FitResult) -> None:
     session.log.sync()
     session.costs.add("flush", time.monotonic() - started)
     if not fit.records or not governor.may_package():
-        governor.report("RUNTIME_BUDGET_FINAL", complete=False)
         raise StoppedError(
             f"stopped by {governor.reason}", where=session.paths.root,
             found="no candidate has figures yet" if not fit.records else "no time to package",
@@ -201,6 +228,7 @@ def _boot(session: Session, resources: Resources) -> None:
             "memory_available_bytes": memory.available,
             "device": resources.device.name,
             "device_reason": resources.device.reason,
+            "gpus": [asdict(gpu) for gpu in resources.device.gpus],
         },
         resources={
             "engines": resources.engines,
@@ -209,7 +237,7 @@ def _boot(session: Session, resources: Resources) -> None:
             "most_in_flight": resources.most_in_flight,
             "gpus_per_trial": resources.gpus_per_trial,
         },
-        numeric_environment=numeric_environment(resources.device.name),
+        numeric_environment=numeric_environment(session.device),
     )
     session.log.emit("PHASE_WEIGHT_CALIBRATION", weights=dict(session.progress.weights))
     marked = " REDUCED" if session.settings.reduced else ""

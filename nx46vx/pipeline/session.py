@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,16 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from nx46vx import __version__
-from nx46vx.errors import IntegrityError, UsageError, from_os_error
+from nx46vx.errors import UsageError, from_os_error
 from nx46vx.events.writer import EventLog
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.paths import RunPaths, cache_root
 from nx46vx.pipeline.governing import make_governor, make_progress
 from nx46vx.pipeline.retraining import set_results_aside
-from nx46vx.pipeline.standing import check_directory
+from nx46vx.pipeline.standing import check_directory, stored_settings
 from nx46vx.runtime.atomic import write_json, write_text
 from nx46vx.runtime.budget import Governor
 from nx46vx.runtime.checkpoint import CheckpointStore
@@ -30,8 +29,9 @@ from nx46vx.runtime.digest import canonical_json
 from nx46vx.runtime.lock import DirectoryLock
 from nx46vx.runtime.numeric import numeric_environment
 from nx46vx.runtime.progress import Progress
+from nx46vx.runtime.record import read_record, unusable
 from nx46vx.runtime.stop import StopFlag
-from nx46vx.settings import Settings, load_settings
+from nx46vx.settings import Settings
 from trainables.task import Keeping, open_store
 
 
@@ -77,11 +77,13 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    root: Path, settings: Settings, stop: StopFlag, *, fresh: bool, differing: Sequence[str] = ()
-) -> Iterator[Session]:
+    root: Path, settings: Settings, stop: StopFlag, *, fresh: bool, differing: Sequence[str] = (),
+    device: str | None = None,
+) -> Iterator[Session]:  # fmt: skip
     """Hold the run directory: make or check it, take its lock, open the driver's event writer.
 
     ``differing``: what ``check_run`` found to differ and is to be retrained; the results it decided are set aside.
+    ``device``: what computes, where that is not this machine's.
 
     Raises (besides ``check_directory``'s):
         LockedError: another process runs there.
@@ -106,24 +108,32 @@ def open_session(
             governor = make_governor(settings, costs, log, stop)
             yield Session(
                 settings, paths, str(identity["run_id"]), lock.fence, log, stop,
-                choose_device(settings.resources.device).name, costs, governor,
-                make_progress(settings, paths), retrain=bool(differing),
+                device or choose_device(settings.resources.device, settings.resources.gpu_policy).label,
+                costs, governor, make_progress(settings, paths), retrain=bool(differing),
             )  # fmt: skip
         finally:
             log.close()
 
 
 def _identity(paths: RunPaths) -> Mapping[str, Any]:
-    if not paths.identity.exists():
+    if not os.path.lexists(paths.identity):
         born = {"run_id": uuid.uuid4().hex, "version": __version__, "created_ns": time.time_ns()}
         write_json(paths.identity, born)
-    try:
-        value: dict[str, Any] = orjson.loads(paths.identity.read_bytes())
-        if not isinstance(value["run_id"], str):
-            raise TypeError("run_id is no text")
-        return value
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError("the run's identity cannot be read", where=paths.identity, found=error) from error
+    value = read_record(paths.identity)
+    run_id_in(value, paths.identity)
+    return value
+
+
+def run_id_in(value: Mapping[str, Any], where: Path) -> str:
+    """The run's name in ``run.json``.
+
+    Raises:
+        IntegrityError: it has none.
+    """
+    run_id = value.get("run_id")
+    if not isinstance(run_id, str) or not 1 <= len(run_id) <= 64 or not run_id.isalnum():
+        raise unusable(where, f"run_id {str(run_id)[:80]!r}")
+    return run_id
 
 
 def settings_of(root: Path) -> Settings:
@@ -131,8 +141,9 @@ def settings_of(root: Path) -> Settings:
 
     Raises:
         UsageError: it is no run directory.
+        IntegrityError: its configuration is damaged.
     """
     config = RunPaths(root).config
-    if not config.is_file():
+    if not os.path.lexists(config):
         raise UsageError("this is no run directory", where=root, found="no config.yaml", fix="check the path")
-    return load_settings(config, environ={})
+    return stored_settings(config)

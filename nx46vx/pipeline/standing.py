@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from nx46vx.data.discovery import discover
 from nx46vx.data.integrity import DigestBook
 from nx46vx.errors import IncompatibleError, IntegrityError, NX46Error, UsageError
 from nx46vx.paths import RunPaths, cache_root
+from nx46vx.pipeline.planshape import load_plan
 from nx46vx.pipeline.signature import program_identity
-from nx46vx.runtime.archive import at_rest
 from nx46vx.runtime.digest import digest_file
+from nx46vx.runtime.lock import at_rest
+from nx46vx.runtime.record import MALFORMED, read_record
 from nx46vx.runtime.sink import NullSink
 from nx46vx.settings import Settings, load_settings, result_keys
 
+#: Figures of a finished run that its status shows.
+SHOWN = (
+    "ensemble_f_half", "intensity_f_half", "ensemble_average_precision", "best_member_average_precision",
+)  # fmt: skip
 _FIX = "use the values and the version it was made with, choose another --out, or pass --retrain-mismatched"
 
 
@@ -31,7 +37,7 @@ def check_run(root: Path, settings: Settings, *, fresh: bool = False, retrain: b
         IntegrityError: its configuration cannot be read.
     """
     check_directory(root, settings, fresh=fresh, retrain=True)
-    if not RunPaths(root).config.exists():
+    if not os.path.lexists(RunPaths(root).config):
         return []
     with at_rest(root):
         differing = [*_differing_keys(RunPaths(root).config, settings), *_differing_program(root)]
@@ -56,7 +62,7 @@ def check_directory(root: Path, settings: Settings, *, fresh: bool, retrain: boo
         )
     if not root.is_dir():
         raise UsageError("the run directory is a file", where=root, fix="choose another --out")
-    if not paths.config.exists():
+    if not os.path.lexists(paths.config):
         known = {paths.lock.name, f"{paths.lock.name}.fence", paths.identity.name}
         strange = sorted(
             entry.name for entry in root.iterdir() if entry.name not in known and not entry.name.startswith(".")
@@ -72,15 +78,37 @@ def check_directory(root: Path, settings: Settings, *, fresh: bool, retrain: boo
 
 
 def finished_report(root: Path) -> dict[str, Any] | None:
-    """The report of a run that is complete and whose submission is still what it was; None otherwise."""
+    """The report of a run that is complete and whose submission is still what it was; None otherwise.
+
+    A report that is damaged is none: the same command makes it anew.
+    """
     paths = RunPaths(root)
     try:
-        report: dict[str, Any] = orjson.loads(paths.report_json.read_bytes())
-        if report["complete"] and digest_file(paths.submission) == report["submission"]["sha512"]:
+        report = read_record(paths.report_json)
+        whole = report["complete"] is True and isinstance(report["reduced"], bool)
+        whole = whole and all(isinstance(report["holdout"][figure], float) for figure in SHOWN)
+        told = report["submission"]
+        if whole and told["file"] == paths.submission.name and told["sha512"] == digest_file(paths.submission):
             return report
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, NX46Error, *MALFORMED):
         return None
     return None
+
+
+def stored_settings(config: Path) -> Settings:
+    """The configuration that a run directory was made with.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
+    try:
+        if not stat.S_ISREG(config.lstat().st_mode):
+            raise IntegrityError("this is not a regular file", where=config, found="a link, folder, pipe or device")
+        return load_settings(config, environ={})
+    except (OSError, NX46Error) as error:
+        raise IntegrityError(
+            "the run's configuration cannot be read", where=config, found=error, fix="restore it from a copy"
+        ) from error
 
 
 def check_same_data(root: Path, settings: Settings) -> None:
@@ -100,11 +128,7 @@ def _incompatible(root: Path, differing: list[str]) -> IncompatibleError:
 
 
 def _differing_keys(config: Path, settings: Settings) -> list[str]:
-    try:
-        stored = result_keys(load_settings(config, environ={}))
-    except NX46Error as error:
-        raise IntegrityError("the run's configuration cannot be read", where=config, found=error) from error
-    asked = result_keys(settings)
+    stored, asked = result_keys(stored_settings(config)), result_keys(settings)
     return [
         f"{key} is {stored.get(key)!r} there and {asked.get(key)!r} here"
         for key in sorted(stored.keys() | asked.keys())
@@ -140,7 +164,7 @@ def _differing_data(root: Path, settings: Settings) -> list[str]:
 def _planned(root: Path, key: str) -> Any:
     """A value of a plan whose fit is frozen; before that nothing is bound."""
     try:
-        plan = orjson.loads(RunPaths(root).plan.read_bytes())
+        plan = load_plan(RunPaths(root).plan)
         return plan[key] if plan["fit"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (NX46Error, KeyError):
         return None

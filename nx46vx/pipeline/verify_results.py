@@ -11,9 +11,11 @@ import numpy as np
 
 from nx46vx.data.cases import Case
 from nx46vx.data.volume_io import read_volume
+from nx46vx.events import chain
 from nx46vx.paths import RunPaths
 from nx46vx.pipeline.findings import Findings
 from nx46vx.pipeline.primary import CandidateLog, RunLog
+from nx46vx.pipeline.profiling import short
 from nx46vx.pipeline.recompute import Record, candidate_record, ensemble_value, report_figures, search_figures
 from nx46vx.pipeline.verify_plan import Plan
 from nx46vx.pipeline.verify_store import Standing
@@ -21,6 +23,7 @@ from nx46vx.report.summary import report_markdown
 from nx46vx.report.tables import LEADERBOARD_COLUMNS, leaderboard_csv, read_leaderboard
 from nx46vx.runtime.digest import digest_file
 from nx46vx.runtime.files import REAL_FILES
+from nx46vx.runtime.gpu_phases import KPIS
 from nx46vx.runtime.sink import NullSink
 from nx46vx.settings import Settings
 from nx46vx.submission.gate import check_submission
@@ -48,6 +51,7 @@ class Results:
         self._check_ensemble()
         foreground = self._check_masks()
         files = self._check_submission(foreground)
+        self._check_profile()
         self._check_report(foreground, files, seal_root, roots)
 
     def _there(self, path: Any, due: bool) -> bool:
@@ -169,6 +173,23 @@ class Results:
                 findings.compare(path, done["submission_sha512"], digest_file(path), "sha512")
         return files
 
+    def _check_profile(self) -> None:
+        """The file is the event, and its phases are those that the log timed."""
+        path, findings, newest = self.paths.profile, self.findings, self.log.newest
+        if not self._there(path, "RUN_PROFILE_SUMMARY" in self.log.session):
+            return
+        value = findings.read_json(path)
+        if value is None:
+            return
+        with findings.guard(path):
+            event = newest["RUN_PROFILE_SUMMARY"]
+            told = {key: event[key] for key in value if key in event and key not in chain.RESERVED}
+            findings.compare(path, {**told, "run_id": self.identity.get("run_id")}, value)
+            if self.log.handed_in:
+                timed = {name: part["seconds"] for name, part in value["phases"].items()}
+                findings.compare(path, newest["GLOBAL_STATS"]["seconds"], timed, "phases")
+            findings.checked["profile"] = 1
+
     def _check_report(
         self, foreground: Mapping[str, float], files: list[dict[str, Any]] | None, seal_root: str | None,
         roots: list[str],
@@ -223,6 +244,9 @@ class Results:
             },
             "seconds": newest["GLOBAL_STATS"]["seconds"],
         }
+        if "RUN_PROFILE_SUMMARY" in self.log.session:  # runs of earlier versions have none
+            expected["profile"] = short(dict(newest["RUN_PROFILE_SUMMARY"]))
+            expected["gpu"] = {key: newest["GLOBAL_STATS"][key] for key in KPIS}
         if self.ensemble is not None:
             expected |= report_figures(newest["ENSEMBLE"], self.ensemble)
         return expected

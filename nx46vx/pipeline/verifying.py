@@ -64,10 +64,13 @@ def verify(
     if plan is not None:
         standings: dict[str, Standing] = {}
         if plan.fit is not None:
-            standings = check_candidates(findings, paths, plan.fit, log, log.complete)
+            with findings.guard(paths.plan):
+                standings = check_candidates(findings, paths, plan.fit, log, log.complete)
         results = Results(findings, paths, settings, plan, log, standings, identity)
-        results.check(seal.root if seal is not None else None, sealed_roots(paths.events))
-        _check_outside(findings, paths, settings, plan, log, results, cache, data)
+        with findings.guard(paths.root):
+            results.check(seal.root if seal is not None else None, sealed_roots(paths.events))
+        with findings.guard(paths.root):
+            _check_outside(findings, paths, settings, plan, log, results, cache, data)
     _name_the_rest(findings, paths)
     return findings.result()
 

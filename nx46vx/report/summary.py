@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nx46vx.report.profile import profile_lines
+
 
 def report_markdown(report: Mapping[str, Any]) -> str:
     """``report.md`` from ``report.json``'s value."""
@@ -75,6 +77,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         "|---|---|",
         *(f"| {stage} | {seconds:.1f} |" for stage, seconds in report["seconds"].items()),
         "",
+        *profile_lines(report.get("profile"), report.get("gpu")),
     ]
     return "\n".join(lines)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import stat
@@ -14,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from nx46vx.errors import EnvironmentFault, IntegrityError, LockedError, UsageError, from_os_error
-from nx46vx.paths import RunPaths
+from nx46vx.errors import EnvironmentFault, IntegrityError, UsageError, from_os_error
 from nx46vx.runtime.archive_check import (
     MAX_BYTES,
     MAX_RATIO,
@@ -27,7 +25,7 @@ from nx46vx.runtime.archive_check import (
 )
 from nx46vx.runtime.archive_names import limit_of, travelling_files
 from nx46vx.runtime.atomic import fsync_folder, replacing
-from nx46vx.runtime.lock import read_holder
+from nx46vx.runtime.lock import at_rest
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
 _CHUNK = 1 << 20
@@ -107,38 +105,6 @@ def copy_run(run: Path, target: Path, *, check: Check | None = None) -> None:
         check_content(folder, names, run)
         if check is not None:
             check(folder)
-
-
-@contextmanager
-def at_rest(run: Path) -> Iterator[None]:
-    """Keep a run from being started while its directory is read; writes nothing there.
-
-    Raises:
-        LockedError: it is going on.
-    """
-    lock = RunPaths(run).lock
-    try:
-        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield
-        return
-    except OSError as error:
-        raise from_os_error(error, "looking at the run's lock", lock) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = read_holder(lock)
-            raise LockedError(
-                "this run is going on", where=run,
-                found=f"pid {holder.get('pid', 'unknown')} on host {holder.get('host', 'unknown')}",
-                fix="wait for it to end, or stop it (it saves its state on SIGTERM)",
-            ) from error  # fmt: skip
-        except OSError:  # a file system without locks: then no run can have been started there
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

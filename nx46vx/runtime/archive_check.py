@@ -30,6 +30,7 @@ _MAX_LINES = 256 << 20
 _MAX_DEPTH = 16
 _CHUNK = 1 << 20
 _ENCRYPTED, _DOS_FOLDER = 0x1, 0x10
+_LOCAL_HEADER = 30  # bytes, then the name
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _FAULTS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError,
            NotImplementedError)  # fmt: skip
@@ -90,6 +91,7 @@ def checked_members(archive: zipfile.ZipFile, path: Path, size: int, max_bytes: 
     members = archive.infolist()
     for member in members:
         _check_name(member, path)
+    _check_places(members, path, archive.start_dir)
     around = _folder_around([member.filename for member in members])
     seen: dict[str, str] = {}
     wanted: list[Member] = []
@@ -169,6 +171,16 @@ def _check_name(member: zipfile.ZipInfo, path: Path) -> None:
         raise _refused(path, member, "its name is an absolute path")
     if any(part in ("", ".", "..") for part in name.removesuffix("/").split("/")):
         raise _refused(path, member, "its name leads out of the run directory or through an empty one")
+
+
+def _check_places(members: Sequence[zipfile.ZipInfo], path: Path, end: int) -> None:
+    """Each member lies where no other does, and before the table of contents: a few bytes cannot be many members."""
+    for member in sorted(members, key=lambda member: member.header_offset, reverse=True):
+        least = member.header_offset + _LOCAL_HEADER + len(member.orig_filename) + member.compress_size
+        if member.header_offset < 0 or least > end:
+            why = f"it shares bytes with what follows: it ends at {least}, the next begins at {end}"
+            raise _refused(path, member, why)
+        end = member.header_offset
 
 
 def _check_kind(member: zipfile.ZipInfo, path: Path) -> None:

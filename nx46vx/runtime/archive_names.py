@@ -17,7 +17,7 @@ _CASE = r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,200}"
 _TRAVELS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
     (re.compile(pattern), limit)
     for pattern, limit in (
-        (r"config\.yaml", _MIB // 8),
+        (r"config\.yaml", _MIB // 16),
         (r"run\.json", _MIB // 16),
         (r"plan\.json", 256 * _MIB),
         (r"decisions\.json", 64 * _MIB),
@@ -35,6 +35,7 @@ _TRAVELS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"submission\.zip", 16384 * _MIB),
         (r"report\.json", 256 * _MIB),
         (r"report\.md", 64 * _MIB),
+        (r"RUN_PROFILE_SUMMARY\.json", _MIB),
     )
 )
 
@@ -87,12 +88,14 @@ def _walk(run: Path, folder: str) -> list[str]:
             name = folder + entry.name
             if not folder and entry.name not in _TOP and limit_of(name) is None:
                 continue
-            if entry.is_dir(follow_symlinks=False):
+            file = limit_of(name) is not None
+            if entry.is_dir(follow_symlinks=False) and not file:
                 names += _walk(run, f"{name}/")
             elif entry.is_file(follow_symlinks=False):
                 names.append(name)
-            elif limit_of(name) is not None or _FOLDERS.fullmatch(f"{name}/"):
+            elif file or _FOLDERS.fullmatch(f"{name}/"):
                 raise IntegrityError(
-                    "a link or a special file stands in a file's place", where=run / name, fix="put the file there"
-                )
+                    "a folder, a link or a special file stands in a file's place", where=run / name,
+                    fix="put the file there",
+                )  # fmt: skip
     return names

@@ -91,7 +91,9 @@ class Governor:
         self._started, self._clock, self._sink, self._stop = started, clock, sink, stop
         self._lock = threading.RLock()
         self._state = State.RUN
+        self._final = False
         self.actions: tuple[str, ...] = ()
+        self._first_until_stop = self.until_stop
 
     @property
     def elapsed(self) -> float:
@@ -161,7 +163,13 @@ class Governor:
     def allows(self, kind: str) -> bool:
         """Whether one more piece of this kind fits before the stop, by its measured 95th percentile."""
         state = self.state
-        return state == State.RUN or (state == State.DRAIN and (self.costs.p95(kind) or 0.0) < self.until_stop)
+        return state == State.RUN or (state == State.DRAIN and self._needs(kind) < self.until_stop)
+
+    def _needs(self, kind: str) -> float:
+        """Seconds that one more piece takes. Where a session is too short for a whole one, a part of it is begun all
+        the same: it stops at a checkpoint, and a later session goes on there; else short sessions would never end."""
+        whole = self.costs.p95(kind) or 0.0
+        return whole if whole < self._first_until_stop else 0.0
 
     @property
     def state(self) -> State:
@@ -169,8 +177,8 @@ class Governor:
         with self._lock:
             if self._state in (State.RUN, State.DRAIN):
                 left = self.until_stop
-                candidate = self.costs.p95("candidate") or 0.0
-                self._enter(State.STOP if left <= 0 else State.DRAIN if left <= candidate else self._state)
+                drain = left <= self._needs("candidate")
+                self._enter(State.STOP if left <= 0 else State.DRAIN if drain else self._state)
             return self._state
 
     def enter(self, state: State) -> None:
@@ -189,6 +197,13 @@ class Governor:
             self._accelerated, self.actions = True, self._accelerations
             self._sink.emit("RUNTIME_ACCELERATION_MODE_ON", eta_s=eta, elapsed_s=self.elapsed, actions=self.actions)
             return True
+
+    def finish(self, *, complete: bool) -> None:
+        """Emit ``RUNTIME_BUDGET_FINAL``, once, however the session ends."""
+        with self._lock:
+            if not self._final:
+                self._final = True
+                self.report("RUNTIME_BUDGET_FINAL", complete=complete)
 
     def report(self, event: str, **fields: object) -> None:
         """Emit a budget event with the common figures."""

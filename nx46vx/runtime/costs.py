@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import orjson
-
+from nx46vx.errors import NX46Error
 from nx46vx.runtime.atomic import write_json
+from nx46vx.runtime.record import MALFORMED, read_record
 
 #: Most samples kept of one kind; the newest stay.
 KEPT = 200
+#: No piece of work takes longer, in seconds.
+MOST = 1e8
+
+
+def _seconds(value: float) -> float:
+    if not 0 <= value <= MOST:
+        raise ValueError(f"{value} seconds")
+    return 0.0 + value
 
 
 def percentile_95(values: list[float]) -> float:
@@ -27,9 +35,9 @@ class CostBook:
         self._seconds: dict[str, list[float]] = {}
         if path is not None:
             try:
-                stored = orjson.loads(path.read_bytes())
-                self._seconds = {str(kind): [float(v) for v in values] for kind, values in stored.items()}
-            except (OSError, ValueError, TypeError, AttributeError):
+                stored = read_record(path)
+                self._seconds = {kind: [_seconds(value) for value in values][-KEPT:] for kind, values in stored.items()}
+            except (OSError, NX46Error, *MALFORMED):
                 self._seconds = {}
 
     def add(self, kind: str, seconds: float) -> None:

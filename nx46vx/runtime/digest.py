@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,13 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-512 (hex) of a file's bytes, read in chunks of 4 MiB."""
+    """SHA-512 (hex) of a file's bytes, read in chunks of 4 MiB. ``OSError`` for what is no regular file."""
     state = hashlib.sha512()
-    with open(path, "rb") as file:
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open(handle, "rb") as file:
         while chunk := file.read(_CHUNK):
             state.update(chunk)
     return state.hexdigest()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
+from nx46vx.errors import NX46Error
 from nx46vx.runtime.sink import EventSink
 
 SECONDS = 10.0
@@ -28,7 +29,8 @@ def heartbeat(sink: EventSink, stage: str, seconds: float = SECONDS) -> Iterator
 
     def loop() -> None:
         while not over.wait(seconds):
-            beat("working")
+            with suppress(NX46Error):  # a log that refuses is for the work to name
+                beat("working")
 
     beat("start")
     thread = threading.Thread(target=loop, name=f"heartbeat-{stage}", daemon=True)

@@ -8,15 +8,19 @@ import os
 import platform
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import orjson
 
-from nx46vx.errors import EnvironmentFault, LockedError, from_os_error
+from nx46vx.errors import EnvironmentFault, IntegrityError, LockedError, from_os_error
+from nx46vx.paths import RunPaths
 from nx46vx.runtime.atomic import write_bytes
 from nx46vx.runtime.files import REAL_FILES
 
+MAX_FENCE = 10**8  #: names hold eight digits
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _HELD: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
@@ -122,6 +126,38 @@ class DirectoryLock:
         )  # fmt: skip
 
 
+@contextmanager
+def at_rest(run: Path) -> Iterator[None]:
+    """Keep a run from being started while its directory is read; writes nothing there.
+
+    Raises:
+        LockedError: it is going on.
+    """
+    lock = RunPaths(run).lock
+    try:
+        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        yield
+        return
+    except OSError as error:
+        raise from_os_error(error, "looking at the run's lock", lock) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = read_holder(lock)
+            raise LockedError(
+                "this run is going on", where=run,
+                found=f"pid {holder.get('pid', 'unknown')} on host {holder.get('host', 'unknown')}",
+                fix="wait for it to end, or stop it (it saves its state on SIGTERM)",
+            ) from error  # fmt: skip
+        except OSError:  # a file system without locks: then no run can have been started there
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def read_holder(path: Path) -> dict[str, object]:
     """What a lock file says of its holder (``pid``, ``host``, ...); empty if it says nothing."""
     for _ in range(20):  # the holder may be writing this very moment
@@ -134,6 +170,10 @@ def read_holder(path: Path) -> dict[str, object]:
 
 def _fence_in(path: Path) -> int:
     fence = _load(path).get("fence", 0)
+    if isinstance(fence, int) and fence >= MAX_FENCE:
+        raise IntegrityError(
+            "the count of sessions is impossible", where=path, found=fence, fix="restore the file from a copy"
+        )
     return fence if isinstance(fence, int) and fence > 0 else 0
 
 

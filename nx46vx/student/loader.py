@@ -24,8 +24,6 @@ NEGLIGIBLE = 0.05
 WORTH = 0.10
 #: Seconds after which a process that delivers nothing is given up.
 TIMEOUT = 300
-#: Seconds after which a process that delivers nothing is given up.
-TIMEOUT = 300
 #: Groups of visits timed with each setting (at least two for each process), after one that is not.
 TIMED = 2
 

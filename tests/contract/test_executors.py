@@ -369,7 +369,7 @@ def test_an_actor_that_tune_starts_in_vain_takes_nothing_over(
 
     class Trial(tune_adapter.CandidateTrial):
         def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
-            super().setup(config, factory=factory, engines={"": engine})
+            super().setup(config, factory=factory, engines=[engine])
 
     monkeypatch.setattr(tune_adapter, "RemoteEngine", OneBlock)
     monkeypatch.setattr(tune_adapter.ray, "get_gpu_ids", list)

@@ -50,6 +50,7 @@ class SimFiles:
         self.synced_after_failure: list[str] = []
         self._crash_at, self._torn, self._fail_at, self._error, self._lies = crash_at, torn, fail_at, error, lies
         self._open: dict[int, tuple[Path, File]] = {}
+        self._at: dict[int, int] = {}  # handle -> where its next write goes; those without one write at the end
         self._next = 3
         self._dead = False
 
@@ -72,16 +73,30 @@ class SimFiles:
             self._step("write", path)
         except Crash:
             if self._torn:
-                file.data += data[:half]
+                self._put(handle, file, data[:half])
             raise
         except OSError:
             if half and self._torn:
                 self._fail_at = self.count  # a short write now, the error at the next one
-                file.data += data[:half]
+                self._put(handle, file, data[:half])
                 return half
             raise
-        file.data += data
+        self._put(handle, file, data)
         return len(data)
+
+    def reopen(self, path: Path) -> int:
+        self._alive()
+        file = self._folder(path.parent).names.get(path.name)
+        if not isinstance(file, File):
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+        self._next += 1
+        self._open[self._next], self._at[self._next] = (path, file), 0
+        return self._next
+
+    def truncate(self, handle: int, size: int, /) -> None:
+        path, file = self._open[handle]
+        self._step("truncate", path)
+        del file.data[size:]
 
     def fsync(self, handle: int, /) -> None:
         self._sync("fsync", handle)
@@ -131,6 +146,7 @@ class SimFiles:
     def close(self, handle: int, /) -> None:
         self._alive()
         del self._open[handle]
+        self._at.pop(handle, None)
 
     def listdir(self, path: Path) -> list[str]:
         self._alive()
@@ -156,12 +172,23 @@ class SimFiles:
 
     # what is left after a crash
 
+    def remove(self, path: Path) -> None:
+        """Lose a file or a folder with all that is in it, as when another disk does not come back."""
+        names = self._folder(path.parent).names if self.exists(path) else {}
+        names.pop(path.name, None)
+
     def after(self, model: str, seed: int = 0) -> Folder:
         """The tree that a new process finds. ``kill``: all that was written (only the process died). Power losses:
         ``lost``: only what was synced; ``data``: all bytes, but no unsynced name; ``names``: all names, but no unsynced
         bytes; ``holes``: all names, and unsynced bytes read as zeros; ``mixed``: drawn anew for every folder and file,
         a file may keep a part of its unsynced bytes."""
         return _survivor(self.root, model, random.Random(seed))
+
+    def _put(self, handle: int, file: File, data: bytes) -> None:
+        at = self._at.get(handle, len(file.data))
+        file.data[at : at + len(data)] = data
+        if handle in self._at:
+            self._at[handle] += len(data)
 
     def _sync(self, name: str, handle: int) -> None:
         path, file = self._open[handle]

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 from simfs import Crash, SimFiles
-from workload import EVENTS, OWNER, SEGMENT_BYTES, Acknowledged, problems_of, store_on, work
+from workload import CHECKPOINTS, EVENTS, MIRROR, OWNER, SEGMENT_BYTES, Acknowledged, problems_of, store_on, work
 
 from nx46vx.errors import EnvironmentFault, NX46Error
 from nx46vx.events.reader import iter_events
@@ -25,45 +25,61 @@ POWER_LOSSES = ("lost", "data", "names", "holes", "mixed")
 SEEDS = 4  # draws of the mixed model
 
 
-@pytest.fixture(scope="module")
-def whole() -> tuple[tuple[bytes, list[float]], int]:
+def uninterrupted(roots: int) -> tuple[tuple[bytes, list[float]], int]:
+    """What the workload ends with, and how many operations it takes."""
     files = SimFiles()
-    result = work(files, 1, Acknowledged())
-    assert problems_of(files, 1) == []
+    result = work(files, 1, Acknowledged(), roots)
+    assert problems_of(files, 1, roots) == []
     return result, files.count
 
 
-def crashed(**how) -> tuple[SimFiles, Acknowledged]:
+@pytest.fixture(scope="module")
+def whole() -> tuple[tuple[bytes, list[float]], int]:
+    return uninterrupted(2)
+
+
+def crashed(roots: int = 2, **how) -> tuple[SimFiles, Acknowledged]:
     """The workload, stopped as told (or run to its end)."""
     files, told = SimFiles(**how), Acknowledged()
     with suppress(Crash):
-        work(files, 1, told)
+        work(files, 1, told, roots)
     return files, told
 
 
-def check_survival(files: SimFiles, told: Acknowledged, expected, note: str) -> None:
+def check_survival(files: SimFiles, told: Acknowledged, expected, note: str, roots: int = 2) -> None:
     """Everything acknowledged is there, what is there is sound, and the run goes on to the same end."""
-    store = store_on(files, 2)
+    store = store_on(files, 2, roots)
     found = store.latest(OWNER)
     assert (found.number if found else 0) >= told.checkpoint, f"{note}: an acknowledged checkpoint is gone"
     lines = sum(1 for _ in iter_events(EVENTS, writer=OWNER, files=files)) if files.exists(EVENTS) else 0
     assert lines >= told.lines, f"{note}: acknowledged events are gone"
-    for problem in problems_of(files, 2):
+    for problem in problems_of(files, 2, roots):
         assert "torn line" in problem.what, f"{note}: {problem}"
-    assert work(files, 2, told) == expected, f"{note}: another result"
-    assert problems_of(files, 2) == [], note
+    assert work(files, 2, told, roots) == expected, f"{note}: another result"
+    assert problems_of(files, 2, roots) == [], note
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["plain", "torn"])
 @pytest.mark.parametrize("model", ["kill", *POWER_LOSSES])
-def test_a_stop_at_any_operation_loses_nothing_acknowledged(whole, model, torn):
-    expected, operations = whole
-    assert operations > 100
+@pytest.mark.parametrize("roots", [1, 2], ids=["one root", "two roots"])
+def test_a_stop_at_any_operation_loses_nothing_acknowledged(model, torn, roots):
+    expected, operations = uninterrupted(roots)
+    assert operations > 80
     for k in range(operations):
-        files, told = crashed(crash_at=k, torn=torn)
+        files, told = crashed(roots, crash_at=k, torn=torn)
         for seed in range(SEEDS if model == "mixed" else 1):
             note = f"stopped at {files.log[k]} ({k}), draw {seed}"
-            check_survival(SimFiles(files.after(model, 1000 * seed + k)), replace(told), expected, note)
+            check_survival(SimFiles(files.after(model, 1000 * seed + k)), replace(told), expected, note, roots)
+
+
+@pytest.mark.parametrize("lost", [CHECKPOINTS, MIRROR], ids=["the first", "the second"])
+def test_what_was_acknowledged_is_in_either_root_after_a_power_loss_takes_the_other(whole, lost):
+    expected, operations = whole
+    for k in range(operations):
+        files, told = crashed(crash_at=k, torn=True)
+        left = SimFiles(files.after("lost"))
+        left.remove(lost)
+        check_survival(left, replace(told), expected, f"stopped at {files.log[k]} ({k}), then {lost} was lost")
 
 
 @pytest.mark.parametrize("model", ["kill", *POWER_LOSSES])
@@ -90,14 +106,15 @@ def test_a_second_stop_while_recovering_loses_nothing(whole, model):
     "lies", [{"fsync", "fdatasync"}, {"fsync_folder"}, {"fsync", "fdatasync", "fsync_folder"}],
     ids=["no file sync", "no folder sync", "neither"],
 )  # fmt: skip
-def test_a_store_that_skips_its_syncs_is_caught(whole, lies):
-    expected, operations = whole
+@pytest.mark.parametrize("roots", [1, 2], ids=["one root", "two roots"])
+def test_a_store_that_skips_its_syncs_is_caught(lies, roots):
+    expected, operations = uninterrupted(roots)
     lost = 0
     for k in range(0, operations + 1, 3):
-        files, told = crashed(crash_at=k, lies=frozenset(lies))
+        files, told = crashed(roots, crash_at=k, lies=frozenset(lies))
         for model in POWER_LOSSES:
             try:
-                check_survival(SimFiles(files.after(model, k)), replace(told), expected, "mutant")
+                check_survival(SimFiles(files.after(model, k)), replace(told), expected, "mutant", roots)
             except AssertionError as error:
                 lost += "acknowledged" in str(error)
             except NX46Error:

@@ -16,7 +16,7 @@ from nx46vx.runtime.files import Files
 
 EVENTS, CHECKPOINTS, MIRROR = Path("/run/events"), Path("/run/checkpoints"), Path("/second")
 OWNER = "k0_a"
-LAST, EVERY = 6, 2
+LAST, EVERY = 12, 2  # six checkpoints: the fifth is the first to be written over a retired one
 SEGMENT_BYTES = 2200
 
 
@@ -29,15 +29,14 @@ class Acknowledged:
     history: list[tuple[int, int]] = field(default_factory=list)
 
 
-def store_on(files: Files, fence: int, mirror: bool = True) -> CheckpointStore:
-    return CheckpointStore(
-        CHECKPOINTS, mirror=MIRROR if mirror else None, run_id="r", identity={"grid": "g"}, fence=fence, files=files
-    )
+def store_on(files: Files, fence: int, roots: int = 2) -> CheckpointStore:
+    mirror = MIRROR if roots == 2 else None
+    return CheckpointStore(CHECKPOINTS, mirror=mirror, run_id="r", identity={"grid": "g"}, fence=fence, files=files)
 
 
-def work(files: Files, fence: int, told: Acknowledged) -> tuple[bytes, list[float]]:
+def work(files: Files, fence: int, told: Acknowledged, roots: int = 2) -> tuple[bytes, list[float]]:
     """Run to the end from wherever the disk says we are; returns the final state's bytes and the losses logged."""
-    store = store_on(files, fence)
+    store = store_on(files, fence, roots)
     store.claim(OWNER)
     found = store.latest(OWNER)
     log = EventLog(
@@ -69,8 +68,8 @@ def work(files: Files, fence: int, told: Acknowledged) -> tuple[bytes, list[floa
     return state.tobytes(), [losses[iteration] for iteration in range(1, LAST + 1)]
 
 
-def problems_of(files: Files, fence: int) -> list[Problem]:
+def problems_of(files: Files, fence: int, roots: int = 2) -> list[Problem]:
     """What verification says of the run as it lies there."""
-    store = store_on(files, fence)
+    store = store_on(files, fence, roots)
     problems = verify_log(EVENTS, store.anchors(), files=files)
     return problems + verify_checkpoints_sealed(EVENTS, store.manifest_digests(), files=files)

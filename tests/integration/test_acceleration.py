@@ -16,6 +16,7 @@ from nx46vx.pipeline import session as session_room
 from nx46vx.runtime.budget import ACCELERATIONS, Governor
 from nx46vx.runtime.sink import NullSink
 from nx46vx.settings import SyntheticSettings
+from search import executor as executor_room
 
 
 @pytest.fixture
@@ -54,12 +55,13 @@ def test_masks_are_the_same_when_volumes_are_read_ahead(
 
 @pytest.mark.slow
 def test_more_trials_in_flight_and_no_growth_give_the_same_bits(
-    tmp_path: Path, tiny_data: Path, accelerated: Callable[[], None]
+    tmp_path: Path, tiny_data: Path, accelerated: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through Ray; the growth that is then left out is a recorded decision."""
     flat = {"resources.executor": "ray", "resources.trials_in_flight": 1}
     grid = {"grid.meta_neurons": 3, "growth.enabled": True, "growth.max_meta_neurons": 4}
     accelerated()
+    monkeypatch.setattr(executor_room, "START_SECONDS", 0.0)  # trials as short as these would not be worth a start
     run(tiny_settings(tiny_data, {**flat, **grid}), tmp_path / "fast")
     boot = events(tmp_path / "fast", "BOOT")[0]["resources"]
     assert (boot["trials_in_flight"], boot["most_in_flight"]) == (1, 2)

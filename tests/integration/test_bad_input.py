@@ -15,6 +15,8 @@ import tifffile
 from tiny import Ended, events, results, tree, write_config
 
 from nx46vx.features import cache as cache_room
+from nx46vx.runtime.device import choice
+from nx46vx.runtime.device.found import Probe
 
 Command = Callable[..., Ended]
 
@@ -294,9 +296,7 @@ def test_a_cache_that_is_a_file_ends_with_7(command: Command, config: Path, tiny
 def test_a_device_that_is_not_there_ends_with_7(
     command: Command, config: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nx46vx.runtime import device
-
-    monkeypatch.setattr(device, "_probe_gpus", lambda: (0, "no GPU device on this machine"))
+    monkeypatch.setattr(choice, "probe", lambda: Probe((), (), "no GPU device on this machine"))
     options = ["--config", config, "--data", tiny_data, "--out", tmp_path / "run", "--set", "resources.device=cuda"]
     ended = command("run", *options)
     assert ended.code == 7 and "resources.device" in ended.stderr and "GPU" in ended.stderr

@@ -523,6 +523,20 @@ def test_the_budget_stops_a_run_that_can_be_continued(
 # Epochs.
 
 
+def test_a_budget_too_small_to_hand_in_is_refused_before_anything_is_made(
+    command: Command, config: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    ended = command("run", "--config", config, "--out", root, "--budget", "3s", "--session-start", str(time.time()))
+    assert ended.code == 2 and "at least" in ended.stderr
+    assert not root.exists()
+    smallest = ended.stderr.split("at least ")[1].split(" s")[0]
+    ended = command(
+        "run", "--config", config, "--out", root, "--budget", f"{smallest}s", "--session-start", str(time.time())
+    )
+    assert ended.code in (0, 3), ended.stderr
+
+
 def test_a_second_epoch_continues_the_states_and_repeats_nothing(
     tmp_path: Path, tiny_data: Path, finished: Path
 ) -> None:

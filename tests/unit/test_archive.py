@@ -21,6 +21,7 @@ from nx46vx.runtime import archive as archive_room
 from nx46vx.runtime import archive_check
 from nx46vx.runtime.archive import copy_run, export_run, import_run
 from nx46vx.runtime.archive_names import travelling_files
+from nx46vx.runtime.lock import at_rest
 
 OWNER = "k000-l1_0.001-l2_0.01"
 FILES = {
@@ -127,7 +128,7 @@ def test_a_run_that_goes_on_is_not_packed(run: Path, tmp_path: Path) -> None:
 def test_a_run_cannot_be_started_while_it_is_packed(run: Path) -> None:
     from nx46vx.runtime.lock import DirectoryLock
 
-    with archive_room.at_rest(run), pytest.raises(LockedError):
+    with at_rest(run), pytest.raises(LockedError):
         DirectoryLock(run / "run.lock").acquire()
     with DirectoryLock(run / "run.lock"):
         pass
@@ -243,6 +244,44 @@ def overlapping() -> bytes:
     return local + whole + end
 
 
+def sharing() -> bytes:
+    """Two members that lie in one another: the second is what the first one holds, a whole zip member."""
+    inner = packed([("masks/b.tif", b"second")], zipfile.ZIP_STORED)
+    inner = inner[: inner.index(b"PK\1\2")]
+    raw = packed([*GOOD, ("masks/a.tif", inner), ("masks/b.tif", b"second")], zipfile.ZIP_STORED)
+    offset = raw.index(inner)
+    return patched(raw, b"masks/b.tif", 42, "<I", offset, local=False)
+
+
+def zip64_sizes(**lies: int) -> bytes:
+    """A member whose sizes stand in the large form, and lie."""
+    raw = packed([*GOOD, ("plan.json", b"x" * 20)], zipfile.ZIP_STORED)
+    cut, table_end = raw.rindex(b"PK\1\2"), raw.rindex(b"PK\5\6")
+    entry = bytearray(raw[cut:table_end])
+    large = struct.pack("<HHQQ", 1, 16, lies.get("size", 20), lies.get("packed", 20))
+    struct.pack_into("<II", entry, 20, 0xFFFFFFFF, 0xFFFFFFFF)
+    struct.pack_into("<H", entry, 30, len(large))
+    end = bytearray(raw[table_end:])
+    start, size = raw.index(b"PK\1\2"), table_end - raw.index(b"PK\1\2") + len(large)
+    struct.pack_into("<II", end, 12, size, start)
+    return raw[:cut] + bytes(entry) + large + bytes(end)
+
+
+def zip64_end(size: int, entries: int) -> bytes:
+    """An end record in the large form that names an absurd table of contents."""
+    raw = packed(GOOD)
+    cut = raw.rindex(b"PK\5\6")
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, size, raw.index(b"PK\1\2"))
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, cut, 1)
+    return raw[:cut] + record + locator + raw[cut:]
+
+
+def undecodable() -> bytes:
+    """A name that says it is UTF-8 and is not."""
+    raw = packed([*GOOD, ("masks/\u00e9.tif", b"x")])
+    return raw.replace("\u00e9".encode(), b"\xc3\x28")
+
+
 def with_segment(raw: bytes) -> bytes:
     return packed([*GOOD, ("events/driver/00000000.jsonl.gz", raw)])
 
@@ -265,6 +304,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "parent": (lambda: with_name("../plan.json"), "leads out"),
     "parent further down": (lambda: with_name("events/../../plan.json"), "leads out"),
     "dot": (lambda: with_name("./plan.json"), "leads out"),
+    "share": (lambda: with_name("//host/share/x"), "absolute path"),
+    "home": (lambda: packed([*GOOD, ("~/.ssh/config", b"x")]), "no run has such a file"),
+    "device name of another system": (lambda: packed([*GOOD, ("events/CON", b"x")]), "no run has such a file"),
     "empty part": (lambda: with_name("events//driver/00000000.jsonl"), "leads out"),
     "backslash": (lambda: with_name("events\\..\\..\\plan.json"), "backslash"),
     "NUL": (lambda: with_name("plan.json\0.tif"), "NUL"),
@@ -282,6 +324,8 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "link for a folder": (lambda: with_mode(stat.S_IFLNK | 0o777, "events/driver", b"/etc"), "a link"),
     "pipe": (lambda: with_mode(stat.S_IFIFO | 0o644), "no regular file"),
     "device": (lambda: with_mode(stat.S_IFBLK | 0o644), "no regular file"),
+    "terminal": (lambda: with_mode(stat.S_IFCHR | 0o644), "no regular file"),
+    "socket": (lambda: with_mode(stat.S_IFSOCK | 0o644), "no regular file"),
     "folder for a file": (lambda: with_mode(stat.S_IFDIR | 0o755), "no regular file"),
     "folder by its DOS mark": (dos_folder, "no regular file"),
     "folder with content": (lambda: with_mode(stat.S_IFDIR | 0o755, "events/driver/", b"x"), "folder with content"),
@@ -291,9 +335,21 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a bomb under a mask's name": (lambda: packed([*GOOD, ("masks/a.tif", bytes(64 << 20))]), "bomb"),
     "too large for its kind": (lambda: packed([("config.yaml", os.urandom(1 << 20)), GOOD[1]]), "at most"),
     "a mark with content": (lambda: packed([*GOOD, (f"checkpoints/{OWNER}/fence-00000001", b"x")]), "at most 0"),
-    "more names than bytes": (overlapping, "bomb"),
+    "more names than bytes": (overlapping, "shares bytes"),
     "a huge table of contents": (many_members, "table of contents"),
     "a lying table of contents": (zip64_table, "no readable zip"),
+    "members that share bytes": (sharing, "shares bytes"),
+    "a member after the table of contents": (
+        lambda: patched(packed([*GOOD, ("plan.json", b"x")]), b"plan.json", 42, "<I", 1 << 30, local=False),
+        "shares bytes"),
+    "more packed bytes than there are": (
+        lambda: patched(packed([*GOOD, ("plan.json", b"x")]), b"plan.json", 20, "<I", 1 << 30, local=False),
+        "shares bytes"),
+    "a large form that lies of the size": (lambda: zip64_sizes(size=1 << 60), "at most"),
+    "a large form that lies of the packed size": (lambda: zip64_sizes(packed=1 << 62), "shares bytes"),
+    "a large form of the end that lies": (lambda: zip64_end(1 << 60, 2), "no readable zip"),
+    "more members than there are": (lambda: zip64_end(0, 1 << 62), "no readable zip|no archive of a run"),
+    "a name in another encoding": (undecodable, "no readable zip"),
     "longer than it says": (lambda: lying(-(1 << 20)), "cannot be unpacked"),
     "shorter than it says": (lambda: lying(1 << 20), "unpacked|ends .* early"),
     "another checksum": (
@@ -303,9 +359,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a bomb in a segment": (lambda: with_segment(gzip.compress(bytes(100 << 20))), "segment is a bomb"),
     "a broken segment": (lambda: with_segment(b"\x1f\x8b" + bytes(40)), "segment is damaged"),
     "references in the configuration": (references, "references"),
-    "a configuration of brackets": (lambda: packed([("config.yaml", b"[" * (100 << 10)), GOOD[1]]), "too deeply"),
+    "a configuration of brackets": (lambda: packed([("config.yaml", b"[" * (60 << 10)), GOOD[1]]), "too deeply"),
     "a configuration of tiny keys": (
-        lambda: packed([("config.yaml", b"a: {b: [" + b"1," * (50 << 10)), GOOD[1]]), "cannot be read"),
+        lambda: packed([("config.yaml", b"a: {b: [" + b"1," * (30 << 10)), GOOD[1]]), "cannot be read"),
     "a configuration that is no YAML": (lambda: packed([("config.yaml", b"a: [}"), GOOD[1]]), "cannot be read"),
     "a configuration that is no text": (lambda: packed([("config.yaml", b"\xff\xfe"), GOOD[1]]), "cannot be read"),
 }  # fmt: skip

@@ -243,3 +243,21 @@ def test_only_what_a_run_has_a_use_for_is_called_an_action_taken() -> None:
 def test_choosing_the_ensemble_is_part_of_the_reserve() -> None:
     costs = measured(segment_case=10.0, package=5.0, ensemble=100.0)
     assert Work(2, 1).seconds(costs) == 100.0 + 3 * 10.0 + 5.0
+
+
+def test_sessions_shorter_than_one_candidate_still_get_on() -> None:
+    """A candidate of two hours in sessions of 45 minutes: each begins it, and stops it at a checkpoint."""
+    costs = measured(candidate=2 * HOUR, segment_case=10.0, package=5.0)
+    gov, clock, _ = governor(0.75 * HOUR, costs, 2)
+    assert gov.allows("candidate") and gov.state == State.RUN
+    clock.time += 0.6 * HOUR
+    assert gov.allows("candidate")
+    clock.time += 0.1 * HOUR
+    assert gov.state == State.STOP and not gov.allows("candidate")
+
+
+def test_the_final_word_comes_once() -> None:
+    gov, _, sink = governor()
+    gov.finish(complete=True)
+    gov.finish(complete=False)
+    assert [event["complete"] for event in sink.named("RUNTIME_BUDGET_FINAL")] == [True]

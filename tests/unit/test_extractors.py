@@ -1,18 +1,30 @@
-"""The feature pool equals SciPy filter by filter, is the same by blocks, and turns with the volume."""
+"""The feature pool equals SciPy filter by filter, is the same by blocks and ways, and turns with the volume."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
+import subprocess
+import sys
+import types
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.ndimage as ndi
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nx46vx.errors import UsageError
+from nx46vx.features import backend as backend_module
+from nx46vx.features.arrays import Arrays
+from nx46vx.features.backend import Backend, backend, compiled
 from nx46vx.features.blocks import iter_blocks, sample_features
-from nx46vx.features.extractors import compute_pool, gradient_magnitude, standardise
+from nx46vx.features.extractors import compute_pool, standardise
 from nx46vx.features.pool import FEATURES, HALO, NORMAL_SCALE, PLANARITY_EPSILON, feature_names
 from nx46vx.features.reference import VolumeReference, measure_reference
+from nx46vx.features.smoothing import half_kernel, smooth
 from nx46vx.features.symmetric_eig import COMPONENTS, eigenvalues, principal_eigenvector
 
 NAMES = feature_names()
@@ -28,6 +40,34 @@ def sheets(shape: tuple[int, int, int], *, axis: tuple[float, float] = (-120.0, 
     return np.clip(60 + 90 * sheet + 20 * noise, 1, 255).astype(np.uint8)
 
 
+def gradient_magnitude(feature: np.ndarray) -> np.ndarray:
+    """Length of the gradient by central differences, reflected at the borders, in float32."""
+    wide, total = np.pad(feature, 1, mode="edge"), np.zeros_like(feature)
+    for axis in range(3):
+        inner = [slice(1, -1)] * 3
+        inner[axis] = slice(2, None)
+        ahead = wide[tuple(inner)]
+        inner[axis] = slice(None, -2)
+        part = (ahead - wide[tuple(inner)]) * np.float32(0.5)
+        total = total + part * part
+    return np.sqrt(total)
+
+
+def whole(volume: np.ndarray, reference: VolumeReference, how: Backend) -> tuple[np.ndarray, np.ndarray]:
+    """Features and gradients of a volume as one block."""
+    ((_, x, g),) = iter_blocks(volume, reference, NAMES, block=max(volume.shape), how=how)
+    return x, g
+
+
+@pytest.fixture(params=["arrays", "compiled"])
+def how(request: pytest.FixtureRequest) -> Backend:
+    if request.param == "arrays":
+        return Arrays()
+    found, reason = compiled()
+    assert found is not None, reason
+    return found
+
+
 @pytest.fixture(scope="module")
 def volume() -> np.ndarray:
     return sheets((44, 50, 47))
@@ -41,6 +81,13 @@ def reference(volume: np.ndarray) -> VolumeReference:
 @pytest.fixture(scope="module")
 def pool(volume: np.ndarray, reference: VolumeReference) -> np.ndarray:
     return compute_pool(standardise(volume, reference), reference, NAMES)
+
+
+@pytest.fixture(scope="module")
+def compiled_pool(volume: np.ndarray, reference: VolumeReference) -> np.ndarray:
+    found, reason = compiled()
+    assert found is not None, reason
+    return whole(volume, reference, found)[0]
 
 
 def scipy_feature(name: str, v: np.ndarray, reference: VolumeReference) -> tuple[np.ndarray, np.ndarray]:
@@ -90,20 +137,79 @@ def scipy_feature(name: str, v: np.ndarray, reference: VolumeReference) -> tuple
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_feature_equals_scipy_filter_by_filter(
-    name: str, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
+    name: str, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray, compiled_pool: np.ndarray
 ) -> None:
     expected, clear = scipy_feature(name, standardise(volume, reference), reference)
-    found = pool[NAMES.index(name)]
     assert clear.mean() > 0.9
-    assert np.abs(found - expected)[clear].max() <= 1e-5 * expected.std()
+    for found in (pool, compiled_pool):
+        assert np.abs(found[NAMES.index(name)] - expected)[clear].max() <= 1e-5 * expected.std()
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 40), (2, 5, 17), (3, 2, 16), (40, 3, 31), (5, 33, 64), (7, 7, 7)], ids=lambda shape: str(shape)
+)
+def test_compiled_code_and_arrays_agree_bit_for_bit(shape: tuple[int, int, int]) -> None:
+    """In volumes smaller than the filters, too, which are then reflected over and over."""
+    volume = np.random.default_rng(2).integers(1, 255, shape).astype(np.uint8)
+    ways: list[Backend] = [Arrays(), backend()]
+    assert [way.name for way in ways] == ["arrays", "compiled"]
+    references = [measure_reference(volume, how=way) for way in ways]
+    assert references[0] == references[1]
+    index = np.random.default_rng(3).choice(volume.size, min(volume.size, 5), replace=False)
+    found = [
+        (*whole(volume, references[0], way), sample_features(volume, references[0], NAMES, index, block=32, how=way))
+        for way in ways
+    ]
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_each_feature_is_the_same_when_it_is_the_only_one() -> None:
+    volume = np.random.default_rng(4).integers(1, 255, (6, 9, 33)).astype(np.uint8)
+    reference = measure_reference(volume)
+    x, g = whole(volume, reference, Arrays())
+    for row, name in enumerate(NAMES):
+        ((_, some, slopes),) = iter_blocks(volume, reference, [name], block=64, how=backend())
+        assert np.array_equal(some[0], x[row]), name
+        assert np.array_equal(slopes[0], g[row]), name
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 60)),
+    st.lists(st.sampled_from(NAMES), min_size=1, max_size=5, unique=True),
+    st.integers(4, 40), st.integers(1, 3), st.integers(0, 2**31),
+)  # fmt: skip
+def test_any_features_of_any_volume_have_one_value(
+    shape: tuple[int, int, int], names: list[str], block: int, threads: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    volume = ndi.uniform_filter(rng.integers(0, 255, shape).astype(np.uint8), 2)
+    reference = VolumeReference(90.0, 40.0, (0.48, -0.6, 0.64), *rng.choice([-1, 1], 2).tolist())
+    ((_, x, g),) = iter_blocks(volume, reference, names, block=60, how=Arrays())
+    for window, some, slopes in iter_blocks(volume, reference, names, block=block, threads=threads, how=backend()):
+        assert np.array_equal(some, x[(slice(None), *window)])
+        assert np.array_equal(slopes, g[(slice(None), *window)])
+
+
+@pytest.mark.parametrize("sigma", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(3, 5, 8), (30, 31, 29)], ids=["small", "large"])
+def test_smoothing_is_scipys_gaussian_filter(sigma: int, shape: tuple[int, int, int]) -> None:
+    v = np.random.default_rng(sigma).standard_normal(shape)
+    found = smooth(v, sigma, tuple(slice(0, n) for n in shape), np.float64)
+    assert np.allclose(found, ndi.gaussian_filter(v, sigma, mode="reflect", truncate=3.0), rtol=0, atol=1e-14)
+    weights = half_kernel(sigma, np.float64)
+    assert weights[0] + 2 * weights[1:].sum() == pytest.approx(1, abs=1e-15)
 
 
 def test_features_asked_for_alone_are_those_of_the_whole_pool(
-    volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
+    how: Backend, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
 ) -> None:
     names = ("signed_curv_s2", "gauss_s4")
     some = compute_pool(standardise(volume, reference), reference, names)
     assert np.array_equal(some, pool[[NAMES.index(name) for name in names]])
+    ((_, x, _),) = iter_blocks(volume, reference, names, block=64, how=how)
+    assert np.array_equal(x, some)
 
 
 def test_a_feature_that_is_not_in_the_pool_is_refused(volume: np.ndarray, reference: VolumeReference) -> None:
@@ -111,12 +217,12 @@ def test_a_feature_that_is_not_in_the_pool_is_refused(volume: np.ndarray, refere
         compute_pool(standardise(volume, reference), reference, ["gauss_s1", "entropy_s3"])
 
 
-@pytest.mark.parametrize("block", [HALO + 3, 32])
+@pytest.mark.parametrize(("block", "threads"), [(HALO + 3, 1), (32, 3)])
 def test_blocks_have_the_bits_of_the_whole_volume(
-    block: int, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
+    block: int, threads: int, how: Backend, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
 ) -> None:
     features, gradients = np.full_like(pool, np.nan), np.full_like(pool, np.nan)
-    for window, x, g in iter_blocks(volume, reference, NAMES, block=block):
+    for window, x, g in iter_blocks(volume, reference, NAMES, block=block, threads=threads, how=how):
         assert np.isnan(features[(0, *window)]).all(), "blocks overlap"
         features[(slice(None), *window)], gradients[(slice(None), *window)] = x, g
     assert np.array_equal(features, pool)
@@ -125,13 +231,14 @@ def test_blocks_have_the_bits_of_the_whole_volume(
 
 @pytest.mark.parametrize("count", [60, 90_000], ids=["few", "nearly all"])
 def test_single_voxels_have_the_bits_of_the_whole_volume(
-    count: int, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
+    count: int, how: Backend, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
 ) -> None:
     index = np.random.default_rng(1).choice(volume.size, count, replace=False)
     index[:3] = 0, volume.size - 1, volume.shape[2] - 1  # corners of the volume
-    found = sample_features(volume, reference, NAMES, index, block=29)
     expected = np.concatenate([pool, np.stack([gradient_magnitude(feature) for feature in pool])])
-    assert np.array_equal(found, expected.reshape(len(expected), -1)[:, index])
+    for threads in (1, 2):
+        found = sample_features(volume, reference, NAMES, index, block=29, threads=threads, how=how)
+        assert np.array_equal(found, expected.reshape(len(expected), -1)[:, index])
 
 
 def test_blocks_without_samples_are_skipped(volume: np.ndarray, reference: VolumeReference) -> None:
@@ -144,10 +251,128 @@ def test_blocks_without_samples_are_skipped(volume: np.ndarray, reference: Volum
         assert blocks[0][2].shape == (0, 12, 32, 32)
 
 
-def test_gradient_magnitude_is_that_of_central_differences() -> None:
-    z, y, x = np.meshgrid(*(np.arange(9, dtype=np.float32),) * 3, indexing="ij")
-    inner = (slice(1, -1),) * 3
-    assert np.allclose(gradient_magnitude(2 * z - 3 * y + 6 * x)[inner], 7)
+def test_gradients_are_those_of_central_differences(how: Backend) -> None:
+    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (3, 9, 40)), indexing="ij")
+    before, here, after = 2 * z - 3 * y + 6 * x
+    found = how.slopes(before[None], here[None], after[None])
+    assert found.shape == (1, 7, 38)
+    assert np.allclose(found, 7)
+
+
+@pytest.mark.parametrize("width", [5, 16, 40])
+def test_a_quadratic_form_is_what_it_says(how: Backend, width: int) -> None:
+    rng = np.random.default_rng(width)
+    planes = rng.standard_normal((3, 4, 6, width + 2)).astype(np.float32)
+    terms = rng.standard_normal((4, 4)).astype(np.float32)
+    found = how.quadratic(*planes, terms, -0.7)
+    expected = np.full((4, width), -0.7)
+    for feature, (shift, a, b, c) in enumerate(terms.astype(np.float64)):
+        g = np.stack(np.gradient(planes[:, feature].astype(np.float64), axis=(0, 1, 2)))[:, 1, 1:-1, 1:-1]
+        s = planes[1, feature, 1:-1, 1:-1] - shift
+        expected += a * s * s + b * s + c * np.sqrt((g * g).sum(axis=0))
+    assert found.shape == (4, width)
+    assert np.abs(found - expected).max() < 1e-4
+
+
+def test_without_a_compiler_arrays_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("no LLVM here")
+
+    monkeypatch.setattr(backend_module.importlib, "import_module", broken)
+    found, reason = backend_module.compiled.__wrapped__()
+    assert found is None
+    assert "OSError: no LLVM here" in reason
+
+
+def test_code_that_gives_other_bits_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(Arrays):
+        def slopes(self, before: Any, here: Any, after: Any) -> Any:
+            return np.nextafter(super().slopes(before, here, after), np.float32(0))
+
+    monkeypatch.setattr(backend_module.importlib, "import_module", lambda _: types.SimpleNamespace(Compiled=Wrong))
+    found, reason = backend_module.compiled.__wrapped__()
+    assert found is None
+    assert "other bits" in reason
+
+
+NARROW = """
+import sys
+from nx46vx.features import jit
+jit.host = lambda: jit.Machine(sys.argv[1], "", int(sys.argv[2]))
+from nx46vx.features.backend import compiled
+print(compiled()[1])
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 processors")
+@pytest.mark.parametrize(("processor", "width"), [("x86-64", 4), ("haswell", 8)])
+def test_older_processors_give_the_same_bits(processor: str, width: int) -> None:
+    """Code for them, run here: shorter vectors, no fused operations, no rounding instruction."""
+    said = subprocess.run(
+        [sys.executable, "-c", NARROW, processor, str(width)], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert said.stdout.strip() == "it gives the arrays' bits"
+
+
+class Device(np.lib.mixins.NDArrayOperatorsMixin):
+    """Stands in for CuPy's array: NumPy's functions reach it through its protocols, and it never becomes NumPy's."""
+
+    __module__ = "cupy"
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("implicit conversion to a NumPy array")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **keywords: Any) -> Any:
+        if out is not None:
+            keywords["out"] = tuple(map(host, out))
+        assert not any(isinstance(part, np.ndarray) and part.ndim for part in inputs), "a host array on the device"
+        return device(getattr(ufunc, method)(*map(host, inputs), **keywords))
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, keywords: Any) -> Any:
+        return device(function(*map(host, arguments), **keywords))
+
+    def __getitem__(self, place: Any) -> Any:
+        return device(self.array[tuple(map(host, place)) if isinstance(place, tuple) else host(place)])
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        self.array[tuple(map(host, place)) if isinstance(place, tuple) else host(place)] = host(value)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.array, name)
+        return (lambda *given, **named: device(found(*map(host, given), **named))) if callable(found) else found
+
+
+def host(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(host, value))
+    return value.array if isinstance(value, Device) else value
+
+
+def device(value: Any) -> Any:
+    return Device(value) if isinstance(value, np.ndarray) else value
+
+
+def test_the_pool_is_computed_where_the_array_lives(
+    volume: np.ndarray, reference: VolumeReference, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU's arrays the same source runs, and nothing is fetched in between."""
+    module = types.ModuleType("cupy")
+    module.__getattr__ = lambda name: (
+        lambda *given, **named: device(  # type: ignore[method-assign]
+            getattr(np, name)(*map(host, given), **{key: host(value) for key, value in named.items()})
+        )
+    )
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    found = compute_pool(Device(standardise(volume, reference)), reference, NAMES)
+    assert isinstance(found, Device)
+    assert np.array_equal(found.array, pool)
 
 
 @pytest.mark.parametrize("plane", [(0, 1), (1, 2), (0, 2)])
@@ -190,11 +415,11 @@ def test_large_volumes_are_measured_through_windows() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 7])
-def test_constant_volumes_give_finite_features(value: int) -> None:
-    volume = np.full((9, 8, 7), value, np.uint8)
-    reference = measure_reference(volume)
+def test_constant_volumes_give_finite_features(value: int, how: Backend) -> None:
+    volume = np.full((9, 8, 27), value, np.uint8)
+    reference = measure_reference(volume, how=how)
     assert (reference.median, reference.scale) == (float(value), 1.0)
-    assert not compute_pool(standardise(volume, reference), reference, NAMES).any()
+    assert not any(part.any() for part in whole(volume, reference, how))
 
 
 def test_reference_grey_values_ignore_zero_and_are_exact() -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import pickle
 import shutil
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +22,11 @@ from nx46vx.data.synthetic import make_case
 from nx46vx.data.volume_io import read_volume, write_volume
 from nx46vx.errors import DataError, EnvironmentFault, IntegrityError
 from nx46vx.features import entry as entry_module
+from nx46vx.features import reading as reading_module
 from nx46vx.features.blocks import sample_features
 from nx46vx.features.cache import FeatureCache, SampleRequest
 from nx46vx.features.pool import feature_names
+from nx46vx.features.reading import ReadAhead, read_case
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.sampling import spatial_blocks
 from nx46vx.runtime.digest import digest_file
@@ -101,6 +104,65 @@ def test_a_warm_start_maps_and_computes_nothing(cases: list[Case], cache: Featur
     assert done == ["case0", "case1"]
     assert len(sink.named("CACHE_HIT")) == 2
     assert [s.digest for s in warm] == [s.digest for s in cold]
+
+
+def test_the_next_case_is_read_while_this_one_is_computed(cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [*requests_of(cases), *requests_of(cases, seed=1)]
+    read: list[str] = []
+    came = threading.Event()
+
+    def noted(request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
+        read.append(request.key)
+        came.set()
+        return read_case(request)
+
+    monkeypatch.setattr(reading_module, "read_case", noted)
+    ahead = ReadAhead(requests)
+    for place, request in enumerate(requests):
+        label, image = ahead(request)
+        assert np.array_equal(label, read_volume(request.case.label))
+        assert np.array_equal(image, read_volume(request.case.image))
+        if place + 1 < len(requests):
+            while requests[place + 1].key not in read:
+                assert came.wait(10), "nobody asked for it yet, and it is read"
+                came.clear()
+    assert sorted(read) == sorted(request.key for request in requests), "each once"
+    ahead.close()
+
+
+def test_cases_that_were_built_meanwhile_do_not_stop_reading_ahead(cases: list[Case]) -> None:
+    requests = [*requests_of(cases), *requests_of(cases, seed=1)]
+    ahead = ReadAhead(requests)
+    for place in (0, 2, 1, 3):
+        label, _ = ahead(requests[place])
+        assert np.array_equal(label, read_volume(requests[place].case.label))
+    ahead.close()
+    assert np.array_equal(ahead(requests[0])[0], read_volume(requests[0].case.label)), "also after the end"
+
+
+def test_a_volume_that_cannot_be_read_ahead_fails_the_case_it_belongs_to(cases: list[Case], tmp_path: Path) -> None:
+    broken = dataclasses.replace(cases[1], image=tmp_path / "gone.tif")
+    first, second = requests_of([cases[0], broken])
+    ahead = ReadAhead([first, second])
+    ahead(first)
+    with pytest.raises(DataError, match=r"gone\.tif"):
+        ahead(second)
+    assert pickle.loads(pickle.dumps(ahead)) is not ahead  # noqa: S301 - our own bytes, never from disk
+    ahead.close()
+
+
+def test_compressed_entries_hold_the_same_and_are_found_by_who_wants_them_mapped(
+    cases: list[Case], cache: FeatureCache, tmp_path: Path, sink: MemorySink
+) -> None:
+    pytest.importorskip("zarr")
+    packed = FeatureCache(tmp_path / "packed", sink=sink, store="zarr").build(requests_of(cases), executor=Serial())
+    plain = cache.build(requests_of(cases), executor=Serial())
+    for one, other in zip(packed, plain, strict=True):
+        assert one.digest == other.digest
+        assert np.array_equal(np.asarray(one.features), other.features)
+    executor = Serial()
+    FeatureCache(tmp_path / "packed", sink=sink).build(requests_of(cases), executor=executor)
+    assert executor.calls == 0, "the store says how entries are kept, not what they are"
 
 
 def test_progress_is_told_per_case(cases: list[Case], cache: FeatureCache, sink: MemorySink) -> None:

@@ -7,6 +7,7 @@ Every objective is evaluated in float64 NumPy over the standardised design: weig
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -60,7 +61,11 @@ def fit(
         engine.add_neuron(spec)
     requests = [start_request(candidate, specs[candidate.meta_neuron], iterations) for candidate in candidates]
     engine.expect(requests)
-    found = {request.candidate: engine.advance(request)[-1].state for request in requests}
+    found = {}
+    for request in requests:
+        while request.state.iteration < request.until:
+            request = replace(request, state=engine.advance(request)[-1].state)
+        found[request.candidate] = request.state
     engine.close()
     assert all(state.iteration == iterations for state in found.values())
     return {candidate: state.theta for candidate, state in found.items()}

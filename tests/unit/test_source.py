@@ -100,6 +100,20 @@ def test_a_candidate_that_came_back_incomplete_ends_the_search_without_growth() 
     assert set(source.records) == {second.candidate_id}
 
 
+def test_a_candidate_whose_process_died_is_the_next_and_growth_waits_for_it() -> None:
+    grow = GrowsTo(1, 1)
+    source = CandidateSource(GRID.candidates([0]), {}, grow)
+    first, second = source.next(), source.next()
+    assert first is not None and second is not None
+    source.hand_back(first)
+    source.finish(second, {})
+    assert source.incomplete and not grow.asked
+    assert source.next() == first
+    source.finish(first, {})
+    assert source.next() is None and source.ended and not source.incomplete
+    assert set(source.records) == {first.candidate_id, second.candidate_id}
+
+
 def test_finished_records_are_kept_and_are_the_callers_no_more() -> None:
     given_records: dict[str, dict[str, Any]] = {"k000": {"objective": 1.0}}
     source = CandidateSource([], given_records, never)

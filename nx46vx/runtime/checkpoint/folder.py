@@ -16,7 +16,7 @@ from nx46vx.errors import IntegrityError, NX46Error, from_os_error
 from nx46vx.runtime.checkpoint import manifest as manifests
 from nx46vx.runtime.checkpoint.rng import decode_state
 from nx46vx.runtime.digest import digest_bytes
-from nx46vx.runtime.files import REAL_FILES, Files, write_new
+from nx46vx.runtime.files import REAL_FILES, Files, write_new, write_over
 
 MANIFEST = "ckpt_manifest.json"
 PAYLOAD = "payload.safetensors"
@@ -83,6 +83,12 @@ def write_checkpoint(files: Files, folder: Path, manifest: bytes, payload: bytes
     write_new(files, folder / PAYLOAD, payload)
     write_new(files, folder / MANIFEST, manifest)
     files.fsync_folder(folder)
+
+
+def rewrite_checkpoint(files: Files, folder: Path, manifest: bytes, payload: bytes) -> None:
+    """Fill a folder that was filled before and has lost its name, durable inside."""
+    write_over(files, folder / PAYLOAD, payload)
+    write_over(files, folder / MANIFEST, manifest)
 
 
 def read_checkpoint(files: Files, path: Path) -> Checkpoint:

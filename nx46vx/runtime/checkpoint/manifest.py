@@ -6,8 +6,6 @@ changed byte is noticed. Nothing in it is ever executed or unpickled.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +14,7 @@ import orjson
 
 from nx46vx.errors import IntegrityError, NX46Error
 from nx46vx.runtime.digest import digest_bytes
+from nx46vx.runtime.record import parse_strictly
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 16 << 20
@@ -57,10 +56,8 @@ def parse(raw: bytes) -> dict[str, Any]:
     if len(raw) > MAX_BYTES:
         raise IntegrityError("the manifest is too large", found=f"more than {MAX_BYTES} bytes")
     try:
-        fields = json.loads(
-            raw.decode(), object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_constant
-        )
-    except (ValueError, RecursionError) as error:
+        fields = parse_strictly(raw)
+    except ValueError as error:
         raise IntegrityError("the manifest is not valid JSON", found=str(error)[:200]) from error
     if not isinstance(fields, dict):
         raise IntegrityError("the manifest is no JSON object", found=type(fields).__name__)
@@ -103,32 +100,6 @@ def _check_types(fields: dict[str, Any]) -> None:
         raise IntegrityError("the manifest has an unknown kind", found=repr(fields["kind"])[:80])
     if not all(isinstance(value, str) for value in fields["identity"].values()):
         raise IntegrityError("a field of the manifest has the wrong type", found="identity holds more than text")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice[:80]!r} stands twice")
-    return table
-
-
-def _integer(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
-        raise ValueError(f"integer of {len(text)} digits")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    value = float(text) if len(text) <= 40 else math.inf
-    if not math.isfinite(value):
-        raise ValueError(f"number out of range: {text[:40]}")
-    return value
-
-
-def _constant(text: str) -> float:
-    raise ValueError(f"{text} is no number")
 
 
 def _refuse_not_finite(value: Any, where: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nx46vx.errors import StoppedError
-from nx46vx.runtime.checkpoint.folder import write_checkpoint
+from nx46vx.runtime.checkpoint.folder import rewrite_checkpoint, write_checkpoint
 from nx46vx.runtime.files import Files, make_folder, remove_file, remove_folder
 
 _CHECKPOINT = re.compile(r"^ckpt-(\d{8})$")
@@ -91,16 +91,21 @@ class Shelf:
             for name in left:
                 self._discard(self.folder / name)
 
-    def put(self, number: int, manifest: bytes, payload: bytes, guard: Callable[[], None]) -> Path:
+    def put(
+        self, number: int, manifest: bytes, payload: bytes, guard: Callable[[], None], spare: Path | None = None
+    ) -> Path:
         """Commit a checkpoint; durable when this returns. ``guard`` is asked right before it gets its name.
+
+        ``spare``: a retired folder to be written over, this one synced since it lost its name.
 
         Raises:
             StoppedError: another writer holds this number, or ``guard`` says so.
             OSError: the file system refuses; nothing half done has a checkpoint's name.
         """
-        temporary = self.folder / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        temporary = self._reused(spare, manifest, payload) or self._new_name()
         try:
-            write_checkpoint(self.files, temporary, manifest, payload)
+            if temporary != spare:
+                write_checkpoint(self.files, temporary, manifest, payload)
             guard()
             if self.files.exists(self.path(number)):
                 raise StoppedError("another process writes these checkpoints now", where=self.path(number))
@@ -123,6 +128,20 @@ class Shelf:
     def remove(self, retired: Iterable[Path]) -> None:
         for path in retired:
             remove_folder(self.files, path)
+
+    def _new_name(self) -> Path:
+        return self.folder / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+    def _reused(self, spare: Path | None, manifest: bytes, payload: bytes) -> Path | None:
+        """``spare`` with this content; None if there is none, or it would not take it and is gone."""
+        if spare is None:
+            return None
+        try:
+            rewrite_checkpoint(self.files, spare, manifest, payload)
+        except OSError:  # new files may do better; if not, they say why
+            self._discard(spare)
+            return None
+        return spare
 
     def _discard(self, path: Path) -> None:
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from nx46vx.errors import IntegrityError, NX46Error, UsageError, from_os_error
 from nx46vx.runtime.checkpoint import manifest as manifests
@@ -32,7 +33,8 @@ class _Owner:
     next_number: int
     last_anchor: str
     valid: dict[Path, set[int]]  # root -> numbers of this run's checkpoints there
-    retired: dict[Path, list[Path]]  # root -> folders without a name, to be removed after the next sync
+    retired: dict[Path, list[Path]]  # root -> folders without a name, to be used again or removed after the next sync
+    spare: dict[Path, Path]  # root -> a folder to be used again now
 
 
 class CheckpointStore:
@@ -98,7 +100,8 @@ class CheckpointStore:
             }  # fmt: skip
             manifest = manifests.render(fields)
             known.next_number += 1
-            path = shelf.put(fields["number"], manifest, payload, lambda: shelf.check_fence(self.fence))
+            spare = known.spare.pop(self.root, None)
+            path = shelf.put(fields["number"], manifest, payload, lambda: shelf.check_fence(self.fence), spare)
         except OSError as error:
             raise from_os_error(error, "writing a checkpoint", self.root / owner) from error
         known.last_anchor = fields["merkle_curr"]
@@ -110,7 +113,7 @@ class CheckpointStore:
             sha512_payload=fields["sha512_payload"], bytes=len(payload) + len(manifest),
             seconds=time.perf_counter() - started,
         )  # fmt: skip
-        return Checkpoint(path, manifests.parse(manifest), self._files)
+        return Checkpoint(path, orjson.loads(manifest), self._files)
 
     def latest(self, owner: str, sink: EventSink | None = None) -> Checkpoint | None:
         """The newest valid checkpoint in either root, read whole and checked; None if there is none.
@@ -229,7 +232,7 @@ class CheckpointStore:
         valid = {root: {one.number for one in self._valid(root, owner)} for root in self._roots()}
         number = max((number for numbers in used.values() for number in numbers), default=0) + 1
         retired: dict[Path, list[Path]] = {root: [] for root in self._roots()}
-        known = _Owner(number, newest.manifest["merkle_curr"] if newest else NO_ANCHOR, valid, retired)
+        known = _Owner(number, newest.manifest["merkle_curr"] if newest else NO_ANCHOR, valid, retired, {})
         self._shelf(self.root, owner).tidy()
         self._owners[owner] = known
         return known
@@ -257,18 +260,22 @@ class CheckpointStore:
         try:
             if not known.valid[self.mirror]:
                 shelf.tidy()
-            shelf.put(number, manifest, payload, lambda: first.check_fence(self.fence))
+            spare = known.spare.pop(self.mirror, None)
+            shelf.put(number, manifest, payload, lambda: first.check_fence(self.fence), spare)
             known.valid[self.mirror].add(number)
         except OSError as error:
             sink.emit("CHECKPOINT_MIRROR_FAILED", owner=owner, number=number, path=str(shelf.folder), error=str(error))
 
     def _prune(self, owner: str, known: _Owner, sink: EventSink) -> None:
-        """Retire what is too old; remove what the last commit retired (this one's sync has made that durable)."""
+        """Retire what is too old; of what the last commit retired (this one's sync has made that durable), the next one
+        writes over one folder, and the others are removed."""
         for root in self._roots():
             shelf = self._shelf(root, owner)
             old = removable(known.valid[root], self.keep)
             known.valid[root].difference_update(old)
             last, known.retired[root] = known.retired[root], []
+            if last and root not in known.spare:
+                known.spare[root] = last.pop()
             try:
                 shelf.remove(last)
                 known.retired[root] = shelf.retire(old)

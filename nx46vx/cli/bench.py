@@ -1,0 +1,89 @@
+"""``nx46vx bench NAME``: measure this machine. The table is for people, ``--json`` gives one object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+import typer
+
+if TYPE_CHECKING:
+    from nx46vx.bench.frame import Outcome
+
+bench = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+
+Quick = Annotated[bool, typer.Option("--quick", help="Smaller sizes, within a minute.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Where = Annotated[Path | None, typer.Option("--dir", help="Write below this folder; the system's temporary one else.")]
+
+
+@bench.command()
+def durability(quick: Quick = False, json: Json = False, folder: Where = None) -> None:
+    """Event log, verification and checkpoints: speed, ratio to the naive pattern, share of a full-size run."""
+    from nx46vx.bench import durability as module
+
+    _show(module.measure(module.QUICK if quick else module.Sizes(), folder), quick, json, folder)
+
+
+@bench.command()
+def engine(quick: Quick = False, json: Json = False) -> None:
+    """Cost per sample, candidate and iteration of the whole grid, against the serial pattern and against one lane."""
+    from nx46vx.bench import engine as module
+
+    _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json)
+
+
+@bench.command()
+def peers(quick: Quick = False, json: Json = False) -> None:
+    """A candidate's 120 iterations against scikit-learn's SAGA and skglm's ProxNewton, to the same objective."""
+    from nx46vx.bench import peers as module
+
+    _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json)
+
+
+@bench.command()
+def grid(
+    quick: Quick = False, json: Json = False, folder: Where = None,
+    full: Annotated[bool, typer.Option("--full", help="25.2 million samples; takes minutes and 5 GB of disk.")] = False,
+) -> None:  # fmt: skip
+    """The whole search through Ray Tune: wall time, overhead, memory; and others' wall time for the same grid."""
+    from nx46vx.bench import grid as module
+
+    sizes = module.FULL if full else module.QUICK if quick else module.Sizes()
+    _show(module.measure(sizes, folder), quick, json, folder)
+
+
+@bench.command()
+def features(quick: Quick = False, json: Json = False) -> None:
+    """The feature pool against SciPy filter by filter; a whole volume, a case's samples, the cache's warm start."""
+    from nx46vx.bench import features as module
+    from nx46vx.bench.frame import outcome_of
+
+    _show(outcome_of("features", module.measure(quick), module.BOUNDS), quick, json)
+
+
+@bench.command()
+def inference(quick: Quick = False, json: Json = False) -> None:
+    """The probability volume of a test case from an ensemble of nine: seconds and memory."""
+    from nx46vx.bench import inference as module
+    from nx46vx.bench.frame import outcome_of
+
+    _show(outcome_of("inference", module.measure(quick), module.BOUNDS), quick, json)
+
+
+def _show(outcome: Outcome, quick: bool, as_json: bool, folder: Path | None = None) -> None:
+    import tempfile
+
+    from nx46vx.bench.frame import table
+    from nx46vx.bench.machine import machine_facts
+
+    machine = machine_facts(folder or Path(tempfile.gettempdir()))
+    if as_json:
+        found = {**outcome.to_json(), "quick": quick, "machine": machine}
+        typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        return
+    typer.echo(f"{outcome.bench}{' (quick)' if quick else ''}: {machine['cpu']}, {machine['cores']} cores")
+    for name, value in {**outcome.sizes, **machine}.items():
+        typer.echo(f"{name}: {value}")
+    typer.echo(table(outcome))

@@ -1,0 +1,71 @@
+"""Volumes of a case, read while the case before it is computed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from nx46vx.data.volume_io import read_volume
+from nx46vx.errors import DataError
+from nx46vx.features.request import SampleRequest
+
+#: Reads a request's label and image, each ``(z, y, x)`` uint8.
+Reader = Callable[[SampleRequest], tuple[np.ndarray, np.ndarray]]
+
+
+def read_case(request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
+    """The label and the image of a request's case.
+
+    Raises:
+        DataError: the case has no label, or a volume cannot be read.
+    """
+    case = request.case
+    if case.label is None:
+        raise DataError("the case has no label to draw samples by", where=case.case_id, fix="use labelled cases")
+    return read_volume(case.label, case_id=case.case_id), read_volume(case.image, case_id=case.case_id)
+
+
+class ReadAhead:
+    """A ``Reader`` for requests that come in about this order: when one is asked for, the one after it is read in the
+    background. One pair of volumes is held ahead, no more. Sent to another process it only reads."""
+
+    def __init__(self, requests: Sequence[SampleRequest]) -> None:
+        self._lock = threading.Lock()
+        self._requests, self._place = requests, {request.key: place for place, request in enumerate(requests)}
+        self._begun = -1  # the furthest place that was asked for
+        self._ahead: tuple[int, Future[tuple[np.ndarray, np.ndarray]]] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+
+    def __call__(self, request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
+        with self._lock:
+            place = self._place[request.key]
+            ready = self._ahead[1] if self._ahead is not None and self._ahead[0] == place else None
+            if place > self._begun:
+                self._begun = place
+                following = place + 1
+                self._ahead = None  # one that was passed by is read when it is asked for after all
+                if following < len(self._requests):
+                    self._ahead = following, self._pool.submit(_in_memory, self._requests[following])
+        return read_case(request) if ready is None else ready.result()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _plain_reader, ()
+
+    def close(self) -> None:
+        """Stop reading ahead; who still asks is served."""
+        with self._lock:
+            self._begun = len(self._requests)
+        self._pool.shutdown(wait=False)
+
+
+def _in_memory(request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
+    label, image = (np.array(part) if isinstance(part, np.memmap) else part for part in read_case(request))
+    return label, image
+
+
+def _plain_reader() -> Reader:
+    return read_case

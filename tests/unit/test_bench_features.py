@@ -1,0 +1,62 @@
+"""The yardstick computes the same features, and the benchmarks report what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nx46vx.bench import children, features, inference
+from nx46vx.bench.scipy_pool import clear_voxels, scipy_feature, scipy_pool
+from nx46vx.data.synthetic import make_case
+from nx46vx.features.extractors import compute_pool, standardise
+from nx46vx.features.pool import feature_names
+from nx46vx.features.reference import measure_reference
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "QUICK", features.Sizes(compared=24, volume=24, repetitions=2, cases=5))
+    monkeypatch.setattr(inference, "_QUICK_EDGE", 24)
+
+
+def test_the_yardstick_computes_the_pool() -> None:
+    volume, _ = make_case((24, 26, 28), scroll=1, seed=1)
+    reference = measure_reference(volume)
+    v = standardise(volume, reference)
+    expected = scipy_pool(v.astype(np.float64), reference)
+    clear = clear_voxels(v, reference)
+    assert clear.mean() > 0.9
+    for one, other in zip(compute_pool(v, reference, feature_names()), expected, strict=True):
+        assert np.abs(one - other)[clear].max() <= 1e-5 * other.std()
+    name = feature_names()[4]
+    assert np.array_equal(scipy_feature(name, v.astype(np.float64), reference), expected[4])
+
+
+def test_features_are_measured_against_scipy(small: None) -> None:
+    found = features.measure(quick=True)
+    assert found["deviation"] <= 1e-5
+    assert found["clear_share"] > 0.9
+    assert [b / a for a, b in zip(found["compared_s"], found["scipy_s"], strict=True)] == found["ratio"]
+    assert len(found["ratio"]) == len(found["warm_start_s"]) == 2
+    assert 0.05 < found["volume_peak_gib"] < 2.5
+    assert found["case_s"] > 0
+
+
+def test_inference_is_measured_in_a_process_of_its_own(small: None) -> None:
+    found = inference.measure(quick=True)
+    assert found["members"] == 9
+    assert found["voxels_per_s"] == [24**3 / seconds for seconds in found["seconds"]]
+    assert 0.05 < found["peak_gib"] < 2.5
+
+
+def test_a_child_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match="TypeError"):
+        children.in_child("nx46vx.bench.inference", "run", edge="no number", repetitions=1)
+
+
+@pytest.mark.slow
+def test_a_competition_volume_takes_little_memory() -> None:
+    found = children.in_child("nx46vx.bench.inference", "run", edge=320, repetitions=0)
+    assert found["peak_bytes"] < 2.5e9
+    found = children.in_child("nx46vx.bench.features", "sampled_volume", edge=320)
+    assert found["peak_bytes"] < 2.5e9
