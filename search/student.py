@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.resources import Resources
+from nx46vx.runtime.device import CPU, DeviceChoice
+from search.resources import Node, Resources
 
 if TYPE_CHECKING:
     from trainables.student import StudentFactory
@@ -29,6 +30,19 @@ class StudentJob:
     should_stop: Callable[[], bool]
     may_start: Callable[[], bool]
     on_report: Callable[[str, dict[str, Any]], None]
+
+
+def own_node(resources: Resources) -> Node | None:
+    """This machine as a cluster counts it; None where there is no cluster, or it has no part in it."""
+    return next((node for node in resources.nodes if node.id == resources.here), None)
+
+
+def own_device(resources: Resources) -> DeviceChoice:
+    """Where students are trained and used: on this machine, which has the volumes, whatever else a cluster has."""
+    if not resources.nodes:
+        return resources.device
+    node = own_node(resources)
+    return CPU if node is None else node.device
 
 
 def train_inline(job: StudentJob) -> None:

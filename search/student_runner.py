@@ -12,7 +12,7 @@ from nx46vx.errors import NX46Error, failure_from
 from nx46vx.paths import RunPaths
 from search.cluster import ray_session
 from search.resources import usable_cpus
-from search.student import StudentJob
+from search.student import StudentJob, own_device, own_node
 from search.tensorboard import TensorBoardFiles
 from trainables.student_tune import StudentTrial
 
@@ -71,10 +71,9 @@ def _tune(job: StudentJob) -> None:
     storage = RunPaths(job.run).ray
     storage.mkdir(parents=True, exist_ok=True)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    asked = {"cpu": float(usable_cpus()), **({"gpu": 1.0} if job.resources.device.count else {})}
     told = _Told(job)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(StudentTrial, factories=dict(job.factories)), asked),
+        tune.with_resources(tune.with_parameters(StudentTrial, factories=dict(job.factories)), _asked(job)),
         param_space={"variant": tune.grid_search(list(job.factories))},
         tune_config=tune.TuneConfig(trial_dirname_creator=_name, trial_name_creator=_name),
         run_config=tune.RunConfig(
@@ -97,6 +96,17 @@ def _tune(job: StudentJob) -> None:
             "the student failed again and again", where=storage,
             found=str(results.errors[0]).strip().splitlines()[-1], fix="see the trials' error files there",
         )  # fmt: skip
+
+
+def _asked(job: StudentJob) -> tune.PlacementGroupFactory:
+    """All of this machine's processors, and a GPU if it has one; in a cluster the bundle names this machine."""
+    bundle, node = {"CPU": float(usable_cpus())}, own_node(job.resources)
+    if own_device(job.resources).count:
+        bundle["GPU"] = 1.0
+    if job.resources.nodes:
+        bundle[f"node:{ray.util.get_node_ip_address()}"] = 0.001
+        bundle["CPU"] = float(min(usable_cpus(), node.cpus)) if node is not None else 1.0
+    return tune.PlacementGroupFactory([bundle])
 
 
 def _name(trial: Any) -> str:

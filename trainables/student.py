@@ -157,7 +157,7 @@ class StudentFactory:
         store.claim(spec.owner)  # an orphan of an earlier session is refused from here on
         log = EventLog(RunPaths(self.run).events, spec.owner, run_id=self.plan.run_id, fence=self.fence)
         try:
-            with numerics(spec.device, cudnn_benchmark=spec.settings.cudnn_benchmark):
+            with numerics(spec.device, cudnn_benchmark=spec.settings.cudnn_benchmark, gpu=spec.gpu):
                 task = StudentTask(spec, store, log, self.position)
                 try:
                     log.supersede(task.covered_events, "the run was interrupted after this writer's last checkpoint")

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ class StudentTrial(tune.Trainable):
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], *, factories: dict[str, StudentFactory]
     ) -> None:
-        self._factory = factories[config["variant"]]
+        factory = factories[config["variant"]]
+        # Ray shows this process the one GPU that the trial was given.
+        self._factory = replace(factory, spec=replace(factory.spec, gpu=0))
         self._stack = ExitStack()
         self._task: StudentTask | None = None
 

@@ -48,7 +48,7 @@ class Student:
         from nx46vx.student.numerics import numerics
 
         with (
-            numerics(self.spec.device, cudnn_benchmark=self.spec.settings.cudnn_benchmark),
+            numerics(self.spec.device, cudnn_benchmark=self.spec.settings.cudnn_benchmark, gpu=self.spec.gpu),
             ThreadPoolExecutor(self.spec.threads) as threads,
         ):
             return segmenter_of(self.net, self.spec, threads, 2 * self.micro_batch).logits(volume, symmetries)
@@ -124,7 +124,7 @@ def _load(session: Session, fit: FitResult, spec: StudentSpec) -> Student:
 
 def _judge(session: Session, cases: Cases, fit: FitResult, ensemble: Ensemble, student: Student) -> dict[str, Any]:
     """Both verdicts, the weights, and how all three sides do on the hold-out cases, which decide nothing."""
-    from nx46vx.student.fusion import fit_fusion, judge_averaging, judge_fusion
+    from nx46vx.student.fusion import TOO_LATE, fit_fusion, judge_averaging, judge_fusion
 
     settings, started = session.settings.student, time.monotonic()
     chosen = fit.data.validation[: settings.fusion_cases]
@@ -142,7 +142,7 @@ def _judge(session: Session, cases: Cases, fit: FitResult, ensemble: Ensemble, s
     fusion, verdict = fit_fusion(used), judge_fusion(used, settings.fusion_min_gain)
     told = verdict.to_json()
     if verdict.kept and not _fits(session, cases, alone + per_volume):
-        told |= {"kept": False, "reason": "too little time is left to segment with both"}
+        told |= {"kept": False, "reason": TOO_LATE}
     elif verdict.kept:
         session.costs.add("segment_case", alone + per_volume)  # the reserve has to know
     return {

@@ -124,6 +124,8 @@ def _stages(
         with ledger.phase(name) as use:
             yield use
         seconds[name] = time.monotonic() - started
+        if name.startswith("student"):
+            session.progress.left_out += seconds[name]
         session.log.emit("STAGE_END", stage=name, seconds=seconds[name])
 
     with ThreadPoolExecutor(workers(session.settings)) as mapper:

@@ -15,6 +15,7 @@ from nx46vx.pipeline.session import Session
 from nx46vx.pipeline.watching import TrainWatch
 from nx46vx.runtime.heartbeat import heartbeat
 from search.resources import Resources
+from search.student import own_device
 
 if TYPE_CHECKING:
     from nx46vx.student.spec import StudentSpec, Variant
@@ -48,13 +49,14 @@ def train_student(session: Session, cases: Cases, plan: FitPlan, resources: Reso
             return Trained(False)
         specs = [_spec(session, cases, resources, variant, epochs) for variant in session.settings.student.variants]
         ended = decisions.get(KIND, "ended")
-        if epochs and ended is None:
+        if ended is not None:
+            session.log.emit("STUDENT_ENDED", replayed=True, **ended)
+        elif epochs:
             _train(session, plan, specs, resources, watch)
             if any(not _done(session, plan, spec) for spec in specs):
                 if not automatic or session.stop():
                     return Trained(False)
-                ended = {"reason": "time", "why": session.governor.reason}
-                decisions.put(KIND, "ended", ended)
+                ended = _end(session, decisions, "time", session.governor.reason)
         if not epochs or (ended is not None and ended["reason"] == "failure"):
             return Trained(True)
         return Trained(True, tuple(spec for spec in specs if _usable(session, plan, spec)))
@@ -63,10 +65,19 @@ def train_student(session: Session, cases: Cases, plan: FitPlan, resources: Reso
     except (NX46Error, RuntimeError, OSError) as error:
         if not automatic:
             raise
-        decisions.put(KIND, "ended", {"reason": "failure", "why": f"{type(error).__name__}: {error}"[:500]})
-        session.log.emit("STUDENT_FAILED", error=f"{type(error).__name__}: {error}"[:500])
+        why = f"{type(error).__name__}: {error}"[:500]
+        session.log.emit("STUDENT_FAILED", error=why)
+        _end(session, decisions, "failure", why)
         say("student: it failed and is left out (STUDENT_FAILED in the events)")
         return Trained(True)
+
+
+def _end(session: Session, decisions: Decisions, reason: str, why: str) -> dict[str, Any]:
+    """Record that no session goes on with the training; emits ``STUDENT_ENDED``."""
+    ended = {"reason": reason, "why": why}
+    decisions.put(KIND, "ended", ended)
+    session.log.emit("STUDENT_ENDED", replayed=False, **ended)
+    return ended
 
 
 def _decide(session: Session, cases: Cases, resources: Resources, decisions: Decisions) -> int | None:
@@ -118,11 +129,11 @@ def _decision(session: Session, cases: Cases, resources: Resources) -> dict[str,
 def _spec(session: Session, cases: Cases, resources: Resources, variant: Variant, epochs: int) -> StudentSpec:
     from nx46vx.student.spec import StudentSpec
 
-    settings = session.settings
+    settings, device = session.settings, own_device(resources)
     return StudentSpec(
         session.run_id, settings.seed, variant, settings.student, tuple(cases.of("train")),
-        tuple(cases.of("validation")[: settings.student.validation_cases]), epochs, resources.device.name,
-        resources.engine_threads,
+        tuple(cases.of("validation")[: settings.student.validation_cases]), epochs, device.name,
+        resources.engine_threads, device.gpus[0].index if device.gpus else 0,
     )  # fmt: skip
 
 

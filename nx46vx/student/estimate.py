@@ -43,7 +43,7 @@ class Estimate:
 
 def rehearse(spec: StudentSpec, sink: EventSink) -> Estimate:
     """Time a step and some windows on made-up patches; trains nothing."""
-    with numerics(spec.device, cudnn_benchmark=spec.settings.cudnn_benchmark):
+    with numerics(spec.device, cudnn_benchmark=spec.settings.cudnn_benchmark, gpu=spec.gpu):
         trainer = Trainer(spec, sink)
         try:
             step = trainer.rehearse()

@@ -21,6 +21,8 @@ from nx46vx.model.metrics import Counts, count_at_thresholds, sigmoid
 
 #: Logits beyond this tell nothing more, and a probability kept as float32 could not tell them apart.
 CLIP = 14.0
+#: Why a stable gain is not used all the same.
+TOO_LATE = "too little time is left to segment with both"
 #: Share of the folds that have to gain.
 FOLDS_THAT_GAIN = 0.75
 
@@ -73,6 +75,7 @@ class Verdict:
     reason: str
     before: tuple[float, ...]
     after: tuple[float, ...]
+    min_gain: float = 0.0
 
     @property
     def gains(self) -> list[float]:
@@ -80,7 +83,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "kept": self.kept, "reason": self.reason, "folds_before": list(self.before),
+            "kept": self.kept, "reason": self.reason, "min_gain": self.min_gain, "folds_before": list(self.before),
             "folds_after": list(self.after), "gains": self.gains,
             "mean_gain": float(np.mean(self.gains)) if self.gains else None,
         }  # fmt: skip
@@ -118,14 +121,14 @@ def judge(
 ) -> Verdict:  # fmt: skip
     """Leave each case out in turn; both sides are fitted on the others."""
     if len(cases) < 2:
-        return Verdict(False, f"{len(cases)} validation case: nothing to judge stability on", (), ())
+        return Verdict(False, f"{len(cases)} validation case: nothing to judge stability on", (), (), min_gain)
     told = []
     for fold, case in enumerate(cases):
         others = [*cases[:fold], *cases[fold + 1 :]]
         told.append(tuple(_left_out(side(others), others, case) for side in (before, after)))
-    verdict = Verdict(False, "", tuple(one for one, _ in told), tuple(two for _, two in told))
-    reason = _why_not(verdict.gains, min_gain)
-    return Verdict(reason is None, reason or "a stable gain", verdict.before, verdict.after)
+    verdict = Verdict(False, "", tuple(one for one, _ in told), tuple(two for _, two in told), min_gain)
+    reason = why_not(verdict.gains, min_gain)
+    return Verdict(reason is None, reason or "a stable gain", verdict.before, verdict.after, min_gain)
 
 
 def _left_out(scores: Scores, others: Sequence[FusionCase], case: FusionCase) -> float:
@@ -143,7 +146,8 @@ def pooled_counts(cases: Sequence[FusionCase], scores: Scores) -> Counts:
     return total
 
 
-def _why_not(gains: Sequence[float], min_gain: float) -> str | None:
+def why_not(gains: Sequence[float], min_gain: float) -> str | None:
+    """Why gains of two folds or more are no stable gain, in words; None if they are one."""
     mean, error = float(np.mean(gains)), float(np.std(gains, ddof=1)) / math.sqrt(len(gains))
     if mean < min_gain:
         return f"the mean gain is {mean:.4f}, less than {min_gain}"

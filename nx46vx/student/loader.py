@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,15 +72,18 @@ class _Groups(Sampler[list[Visit]]):
 
 
 class PatchLoader:
-    """Batches in an order that depends on the seeds only. ``close`` ends its processes."""
+    """Batches in an order that depends on the seeds only. ``close`` ends its processes.
 
-    def __init__(self, spec: StudentSpec, plan: LoaderPlan) -> None:
+    ``source``: cuts the patches; what it knows of the cases by now its processes know too.
+    """
+
+    def __init__(self, spec: StudentSpec, plan: LoaderPlan, source: PatchSource | None = None) -> None:
         self.plan, self._spec = plan, spec
         self._groups = _Groups()
         # A generator of its own: else each pass draws from torch's global one.
         self._loader: DataLoader[Any] = DataLoader(
-            _Cut(PatchSource(spec)), batch_sampler=self._groups, collate_fn=_stacked, generator=torch.Generator(),
-            **plan.arguments,
+            _Cut(PatchSource(spec) if source is None else source), batch_sampler=self._groups, collate_fn=_stacked,
+            generator=torch.Generator(), **plan.arguments,
         )  # fmt: skip
 
     def groups(self, wanted: list[list[Visit]]) -> Iterator[Batch]:
@@ -103,12 +107,16 @@ class PatchLoader:
             self._loader._iterator = None
 
 
-def choose_loader(spec: StudentSpec, groups: list[list[Visit]], compute_seconds: float, sink: EventSink) -> LoaderPlan:
+def choose_loader(
+    spec: StudentSpec, groups: list[list[Visit]], compute_seconds: float, sink: EventSink,
+    source: PatchSource | None = None,
+) -> LoaderPlan:  # fmt: skip
     """The setting that keeps the network fed, by timing a few groups of visits with each.
 
     ``compute_seconds``: what the network takes for a group. Processes are tried only where reading in this one would
-    cost more than ``NEGLIGIBLE`` of that; where they cannot be had (no shared memory) none are used. Emits
-    ``STUDENT_LOADER``.
+    cost more than ``NEGLIGIBLE`` of that; where they cannot be had (no shared memory) none are used. On a GPU patches
+    come through pinned memory unless it turns out slower. ``source`` learns here, once, what the timed groups need to
+    know of their cases. Emits ``STUDENT_LOADER``.
     """
     pinned = spec.device == "cuda"
     asked = spec.settings.loader_workers
@@ -116,47 +124,75 @@ def choose_loader(spec: StudentSpec, groups: list[list[Visit]], compute_seconds:
         plan = LoaderPlan(asked, 2 if asked else None, pinned)
         sink.emit("STUDENT_LOADER", **asdict(plan), persistent_workers=asked > 0, reason="asked for", timed=[])
         return plan
-    here = LoaderPlan(0, None, pinned)
-    waiting = {here: _timed(spec, here, groups)}
+    probe = _Probe(spec, PatchSource(spec) if source is None else source, groups, compute_seconds)
+    probe.time(LoaderPlan(0, None, pinned))
     reason = "reading takes a negligible share of the time"
-    if waiting[here] > NEGLIGIBLE * compute_seconds:
+    if not probe.fed:
         reason = "the fewest processes within reach of the fastest"
         try:
             for workers in sorted({1, 2, max(spec.threads // 2, 1), max(spec.threads - 1, 1)}):
-                _try(spec, LoaderPlan(workers, 2, pinned), groups, compute_seconds, waiting)
-            busiest = min(waiting, key=lambda plan: waiting[plan])
-            if busiest.num_workers:
-                _try(spec, LoaderPlan(busiest.num_workers, 4, pinned), groups, compute_seconds, waiting)
+                probe.time(LoaderPlan(workers, 2, pinned))
+            if (busiest := probe.fastest).num_workers:
+                probe.time(replace(busiest, prefetch_factor=4))
+            if pinned:
+                probe.time(replace(probe.fastest, pin_memory=False))
         except (RuntimeError, OSError) as error:
             reason = f"no (more) processes: {str(error).splitlines()[0][:200]}"
-    best = min(waiting.values())
-    chosen = next(plan for plan, took in waiting.items() if took <= best + WORTH * (compute_seconds + best))
+    chosen = probe.chosen
     sink.emit(
         "STUDENT_LOADER", **asdict(chosen), persistent_workers=chosen.num_workers > 0, reason=reason,
         compute_seconds=compute_seconds,
-        timed=[{**asdict(plan), "waiting_seconds": took} for plan, took in waiting.items()],
+        timed=[{**asdict(plan), "waiting_seconds": took} for plan, took in probe.waiting.items()],
     )  # fmt: skip
     return chosen
 
 
-def _try(
-    spec: StudentSpec, plan: LoaderPlan, groups: list[list[Visit]], compute_seconds: float,
-    waiting: dict[LoaderPlan, float],
-) -> None:  # fmt: skip
-    """Time a setting, unless one already keeps the network from waiting; what it reads ahead costs no waiting."""
-    if min(waiting.values()) > NEGLIGIBLE * compute_seconds:
-        waiting[plan] = max(_timed(spec, plan, groups) - compute_seconds, 0.0)
+@dataclass
+class _Probe:
+    """Times settings. ``waiting``: seconds that the network waits for a group with each; what is read while it
+    computes costs no waiting."""
+
+    spec: StudentSpec
+    source: PatchSource
+    groups: list[list[Visit]]
+    compute_seconds: float
+    waiting: dict[LoaderPlan, float] = field(default_factory=dict)
+
+    def time(self, plan: LoaderPlan) -> None:
+        """Time a setting, unless one already keeps the network from waiting."""
+        if not self.waiting:
+            self.source.learn(visit.case for group in self.groups for visit in group)
+        if not self.fed:
+            took = _timed(self.spec, plan, self.groups, self.source)
+            self.waiting[plan] = max(took - self.compute_seconds, 0.0) if plan.num_workers else took
+
+    @property
+    def fed(self) -> bool:
+        return min(self.waiting.values(), default=math.inf) <= NEGLIGIBLE * self.compute_seconds
+
+    @property
+    def fastest(self) -> LoaderPlan:
+        return min(self.waiting, key=lambda plan: self.waiting[plan])
+
+    @property
+    def chosen(self) -> LoaderPlan:
+        """The first that is as good as the fastest, but for ``WORTH``."""
+        best = min(self.waiting.values())
+        enough = best + WORTH * (self.compute_seconds + best)
+        return next(plan for plan, took in self.waiting.items() if took <= enough)
 
 
-def _timed(spec: StudentSpec, plan: LoaderPlan, groups: list[list[Visit]]) -> float:
-    """Seconds that a group takes to arrive once the loader runs."""
-    loader, timed = PatchLoader(spec, plan), max(TIMED, 2 * plan.num_workers)
+def _timed(spec: StudentSpec, plan: LoaderPlan, groups: list[list[Visit]], source: PatchSource) -> float:
+    """Seconds that a group takes to arrive, on the GPU if there is one, once the loader runs."""
+    loader, timed = PatchLoader(spec, plan, source), max(TIMED, 2 * plan.num_workers)
     try:
         arriving = loader.groups((groups * (timed + 1))[: timed + 1])
         next(arriving)
         started = time.perf_counter()
-        for _ in arriving:
-            pass
+        for image, _ in arriving:
+            if spec.device == "cuda":
+                image.to("cuda", non_blocking=True)
+                torch.cuda.synchronize()
         return (time.perf_counter() - started) / timed
     finally:
         loader.close()

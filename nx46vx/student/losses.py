@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 from nx46vx.settings import StudentSettings
+from nx46vx.student.spec import IGNORED
 from nx46vx.student.topology import cldice_loss, skeleton_recall_loss
 
-IGNORED = 2
 #: Voxels added to both sides of Dice's fraction, so that a patch without surface has a defined one.
 SMOOTH = 1.0
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 
 @contextmanager
-def numerics(device: str, *, cudnn_benchmark: bool) -> Iterator[None]:
+def numerics(device: str, *, cudnn_benchmark: bool, gpu: int = 0) -> Iterator[None]:
     """On the CPU every operation runs on one thread and by a deterministic algorithm: samples are what is spread over
-    threads, so the bits do not depend on their number. On a GPU cuDNN may measure which algorithm is fastest."""
+    threads, so the bits do not depend on their number. On a GPU, number ``gpu`` as torch counts them in this process,
+    cuDNN may measure which algorithm is fastest."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -21,7 +22,8 @@ def numerics(device: str, *, cudnn_benchmark: bool) -> Iterator[None]:
             torch.use_deterministic_algorithms(True, warn_only=True)
         else:
             torch.backends.cudnn.benchmark = cudnn_benchmark
-        yield
+        with torch.cuda.device(gpu) if device == "cuda" and torch.cuda.is_available() else nullcontext():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

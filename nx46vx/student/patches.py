@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,7 @@ from nx46vx.data.cases import Case
 from nx46vx.data.volume_io import read_volume
 from nx46vx.features.reference import VolumeReference, measure_reference
 from nx46vx.student.channels import channels_of, standardised
-from nx46vx.student.losses import IGNORED
-from nx46vx.student.spec import StudentSpec
+from nx46vx.student.spec import IGNORED, StudentSpec
 
 Place = tuple[slice, slice, slice]
 
@@ -57,6 +56,11 @@ class PatchSource:
             images.append(np.ascontiguousarray(symmetry.of_array(seen)))
             labels.append(np.ascontiguousarray(symmetry.of_array(cut(label, place, IGNORED))))
         return np.stack(images), np.stack(labels)[:, None]
+
+    def learn(self, cases: Iterable[int]) -> None:
+        """Measure some cases ahead of their first visit."""
+        for case in sorted({*cases} - self._references.keys()):
+            self._reference(case, read_pair(self._cases[case])[0])
 
     def _reference(self, case: int, image: np.ndarray) -> VolumeReference:
         """Facts about a case's whole volume, measured when it is first read in this process."""

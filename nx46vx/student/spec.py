@@ -13,6 +13,10 @@ from nx46vx.student.symmetry import Symmetry, allowed
 #: Changes when equal settings, cases and seeds come to mean other weights.
 STUDENT_SIGNATURE = "residual-unet-1"
 Variant = Literal["3d", "2.5d"]
+#: Label of the voxels that count for nothing.
+IGNORED = 2
+#: What a student's name in the checkpoint store and in the event log begins with; no candidate's does.
+OWNER_PREFIX = "student-"
 
 #: Keys that say whether and how it is run and used, not what is learned.
 _NOT_LEARNED = (
@@ -23,7 +27,8 @@ _NOT_LEARNED = (
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """One student. ``epochs``: as many as the time left allowed; ``threads``: samples computed at once on a CPU."""
+    """One student. ``epochs``: as many as the time left allowed; ``threads``: samples computed at once on a CPU;
+    ``gpu``: which of this process's GPUs it is, where ``device`` is ``cuda``."""
 
     run_id: str
     seed: int
@@ -34,6 +39,7 @@ class StudentSpec:
     epochs: int
     device: str = "cpu"
     threads: int = 1
+    gpu: int = 0
 
     @property
     def owner(self) -> str:
@@ -70,4 +76,4 @@ class StudentSpec:
 
 
 def owner_of(variant: str) -> str:
-    return f"student-{variant}"
+    return f"{OWNER_PREFIX}{variant}"

@@ -23,7 +23,7 @@ from nx46vx.student.loader import Batch, PatchLoader, choose_loader
 from nx46vx.student.losses import sample_losses
 from nx46vx.student.memory import fitting, free_bytes, saved_bytes
 from nx46vx.student.order import EpochOrder
-from nx46vx.student.patches import read_pair
+from nx46vx.student.patches import PatchSource, read_pair
 from nx46vx.student.schedule import learning_rate, update_average
 from nx46vx.student.spec import StudentSpec
 from nx46vx.student.unet import Network, build_network
@@ -197,10 +197,11 @@ class Trainer:
         seconds = self.rehearse()
         trial = EpochOrder(len(self.spec.train), random.Random(0), np.random.default_rng(0))
         trial.begin(4 * settings.batch_size)
+        source = PatchSource(self.spec)
         plan = choose_loader(
-            self.spec, list(trial.groups(settings.batch_size)), seconds * settings.patches_per_visit, self._sink
+            self.spec, list(trial.groups(settings.batch_size)), seconds * settings.patches_per_visit, self._sink, source
         )
-        self._loader = PatchLoader(self.spec, plan)
+        self._loader = PatchLoader(self.spec, plan, source)
 
     def _fit_memory(self, image: torch.Tensor, label: torch.Tensor, keep: torch.Tensor) -> None:
         """Samples at once, by what one keeps for its backward pass; emits ``STUDENT_MICRO_BATCH``."""

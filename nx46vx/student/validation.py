@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nx46vx.model.metrics import THRESHOLDS, Counts, count_at_thresholds, sigmoid
-from nx46vx.student.losses import IGNORED
+from nx46vx.student.spec import IGNORED
 
 
 def volume_counts(logits: np.ndarray, label: np.ndarray) -> Counts:

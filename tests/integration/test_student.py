@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from tiny import TINY, events, overlaid, results, run, tiny_settings, write_config
 
@@ -19,6 +20,10 @@ from nx46vx.errors import IncompatibleError, StoppedError
 from nx46vx.paths import RunPaths
 from nx46vx.pipeline import session as session_room
 from nx46vx.pipeline.decisions import Decisions
+from nx46vx.pipeline.findings import Findings
+from nx46vx.pipeline.primary import read_log
+from nx46vx.pipeline.verify_plan import check_plan
+from nx46vx.pipeline.verify_student import check_student
 from nx46vx.pipeline.verifying import verify
 from nx46vx.runtime.budget import Governor
 from nx46vx.runtime.checkpoint import CheckpointStore
@@ -36,6 +41,7 @@ STUDENT: dict[str, Any] = {
     "student.patch": [16, 16, 16], "student.slab": [4, 16, 16], "student.context_slices": 3,
     "student.batch_size": 2, "student.patches_per_visit": 2, "student.steps_per_epoch": 4, "student.epochs": 2,
     "student.validation_cases": 1, "student.overlap": 0.0, "student.learning_rate": 0.01,
+    "student.loader_workers": 0,
 }  # fmt: skip
 
 
@@ -81,7 +87,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fusion counts as a stable gain, with these weights."""
     monkeypatch.setattr(fusion_room, "fit_fusion", lambda cases: Fusion(0.6, 0.8, 0.1))
     monkeypatch.setattr(
-        fusion_room, "judge_fusion", lambda cases, min_gain: Verdict(True, "arranged", (0.1, 0.1), (0.5, 0.5))
+        fusion_room, "judge_fusion", lambda cases, min_gain: Verdict(True, "a stable gain", (0.1, 0.1), (0.5, 0.5))
     )
 
 
@@ -103,8 +109,6 @@ def test_the_student_is_trained_judged_and_reported(whole: Path) -> None:
 
 
 def run_report(root: Path) -> dict[str, Any]:
-    import orjson
-
     report: dict[str, Any] = orjson.loads(RunPaths(root).report_json.read_bytes())
     return report
 
@@ -112,23 +116,74 @@ def run_report(root: Path) -> dict[str, Any]:
 def test_a_run_with_a_student_verifies(whole: Path) -> None:
     found = verify(whole)
     assert found["ok"], found["problems"]
+    assert found["checked"]["students"] == 1
+    assert not [told for told in found["not_checked"] if "decisions.json" in told or "report.json" in told]
+
+
+def test_what_was_tampered_with_is_named(tmp_path: Path, whole: Path) -> None:
+    """In files that no seal covers, and in the store."""
+    root = tmp_path / "run"
+    shutil.copytree(whole, root)
+    paths = RunPaths(root)
+    for path, key in ((paths.decisions, "student"), (paths.report_json, "")):
+        before = path.read_bytes()
+        value = orjson.loads(before)
+        fusion = value[key]["fusion"] if key else value["student"]
+        fusion["weights"]["student"] += 0.125
+        path.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
+        assert [
+            one for one in verify(root)["problems"] if one["path"] == path.name and "weights.student" in one["what"]
+        ]
+        path.write_bytes(before)
+    assert verify(root)["ok"]
+    paths.decisions.write_bytes(orjson.dumps({"progress": Decisions(paths.decisions)._all["progress"]}))
+    assert [one for one in verify(root)["problems"] if "student.decision" in one["what"]]
+    shutil.copytree(paths.checkpoints / "student-3d", paths.checkpoints / "student-2.5d")
+    assert "the configuration asks for no such student" in [one["what"] for one in verify(root)["problems"]]
+
+
+def test_scores_and_verdicts_are_computed_again(whole: Path, tiny_data: Path) -> None:
+    """Records that agree with each other and are wrong all the same."""
+    paths, settings = RunPaths(whole), with_student(tiny_data)
+    log = read_log(paths.events, Findings(whole))
+    plan = check_plan(Findings(whole), paths, settings, events(whole, "BOOT")[0]["run_id"], log)
+    assert plan is not None
+    written = log.candidates["student-3d"]
+    written.epochs[1] = {**written.epochs[1], "score": 2.0}
+    fusion = Decisions(paths.decisions).get("student", "fusion")
+    fusion["fusion"] |= {"kept": not fusion["fused"]}
+    log.newest["STUDENT_FUSION"] = {"event": "STUDENT_FUSION", **fusion}
+    findings = Findings(whole)
+    check_student(findings, paths, settings, plan, log, None)
+    told = " ".join(problem.what for problem in findings.problems)
+    assert "score of epoch 1" in told and "stopping.best" in told and "student.fusion.fusion.kept" in told
 
 
 def test_without_one_a_run_says_nothing_of_students(finished: Path) -> None:
     assert not [event for event in events(finished) if event["event"].startswith("STUDENT")]
     assert "student" not in run_report(finished)
+    assert not Settings().student.enabled
 
 
-def test_the_pipeline_needs_no_torch_before_a_student_is_wanted() -> None:
-    program = "import nx46vx.pipeline.run, search.student, sys\nprint('torch' in sys.modules)"
+def test_a_run_without_a_student_loads_nothing_of_it(tmp_path: Path, tiny_data: Path) -> None:
+    """Nor does importing the pipeline or verifying load torch."""
+    config = write_config(tmp_path / "c.yaml", overlaid(TINY, {"data.dir": str(tiny_data)}))
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from nx46vx.pipeline.run import run\nfrom nx46vx.pipeline.verifying import verify\nimport search.student\n"
+        "from nx46vx.settings import load_settings\n"
+        "assert 'torch' not in sys.modules\nbefore = {*sys.modules}\n"
+        f"run(load_settings(Path({str(config)!r}), environ={{}}), Path({str(tmp_path / 'run')!r}))\n"
+        "print([name for name in {*sys.modules} - before if 'student' in name], 'torch' in before)"
+    )
     done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.splitlines()[-1] == "[] False"
 
 
 # Stopped and continued.
 
 
-@pytest.mark.parametrize("work", [2, 6], ids=["in-an-epoch", "between-epochs"])
+@pytest.mark.parametrize("work", [2, pytest.param(6, marks=pytest.mark.slow)], ids=["in-an-epoch", "between-epochs"])
 def test_a_student_that_was_stopped_goes_on_to_the_same_bits(
     tmp_path: Path, tiny_data: Path, whole: Path, at: Callable[..., None], work: int
 ) -> None:
@@ -190,6 +245,7 @@ def test_through_ray_the_bits_are_those_of_the_inline_executor(tmp_path: Path, t
     assert sorted(path.name for path in (tmp_path / "ray/ray").glob("students-*/student-*")) != []
 
 
+@pytest.mark.slow
 def test_other_settings_of_the_student_retrain_it_and_keep_the_candidates(
     tmp_path: Path, tiny_data: Path, whole: Path
 ) -> None:
@@ -230,6 +286,7 @@ def results_of_masks(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(RunPaths(root).masks.iterdir())}
 
 
+@pytest.mark.slow
 def test_test_time_augmentation_is_used_only_where_it_gains(
     tmp_path: Path, tiny_data: Path, kept: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +294,7 @@ def test_test_time_augmentation_is_used_only_where_it_gains(
 
     def judged(plain: list[FusionCase], averaged: list[FusionCase], min_gain: float) -> Verdict:
         seen.append((plain, averaged))
-        return Verdict(True, "arranged", (0.1, 0.1), (0.2, 0.2))
+        return Verdict(True, "a stable gain", (0.1, 0.1), (0.2, 0.2))
 
     monkeypatch.setattr(fusion_room, "judge_averaging", judged)
     run(with_student(tiny_data), tmp_path / "run")
@@ -298,6 +355,7 @@ def test_a_run_that_is_late_has_no_optional_phases(
     assert not decision["enabled"] and "late" in decision["reason"]
 
 
+@pytest.mark.slow
 def test_in_auto_a_student_whose_time_is_up_ends_with_its_best_epoch(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, at: Callable[..., None]
 ) -> None:
@@ -320,6 +378,7 @@ def test_in_auto_a_student_whose_time_is_up_ends_with_its_best_epoch(
     run(with_student(tiny_data, enabled="auto", epochs=4), root)
     assert [event["epoch"] for event in events(root, "STUDENT_EPOCH")] == [1]
     assert Decisions(RunPaths(root).decisions).get("student", "ended")["reason"] == "time"
+    assert events(root, "STUDENT_ENDED")[0]["reason"] == "time" and verify(root)["ok"]
     assert run_report(root)["complete"] and run_report(root)["student"]["best_epoch"] == 1
 
 
@@ -334,5 +393,6 @@ def test_in_auto_a_student_that_fails_costs_no_submission(
     (told,) = events(tmp_path / "run", "STUDENT_FAILED")
     assert "illegal memory access" in told["error"]
     assert run_report(tmp_path / "run")["complete"] and not events(tmp_path / "run", "STUDENT_FUSION")
+    assert events(tmp_path / "run", "STUDENT_ENDED")[0]["reason"] == "failure" and verify(tmp_path / "run")["ok"]
     with pytest.raises(RuntimeError, match="illegal memory access"):
         run(with_student(tiny_data), tmp_path / "asked-for")

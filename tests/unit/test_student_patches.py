@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from nx46vx.data.cases import Case
 from nx46vx.features.reference import measure_reference
 from nx46vx.runtime.sink import MemorySink
 from nx46vx.student import loader as loader_room
+from nx46vx.student import patches as patches_room
 from nx46vx.student.channels import channels_of, standardised
 from nx46vx.student.loader import LoaderPlan, PatchLoader, choose_loader
 from nx46vx.student.order import EpochOrder
@@ -154,7 +156,7 @@ def test_the_slope_stays_true_when_the_volume_is_moved(cases: list[Case]) -> Non
 
 
 def test_reading_that_costs_next_to_nothing_gets_no_process(cases: list[Case]) -> None:
-    sink, spec = MemorySink(), spec_of(cases)
+    sink, spec = MemorySink(), spec_of(cases, loader_workers="auto")
     groups = list(order_of(len(spec.train)).groups(3))
     assert choose_loader(spec, groups, 1e6, sink) == LoaderPlan(0)
     (told,) = sink.named("STUDENT_LOADER")
@@ -166,9 +168,9 @@ def test_slow_reading_gets_the_fewest_processes_that_keep_up(
     cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = {0: 4.0, 1: 3.0, 2: 1.0, 3: 1.0, 7: 1.0}
-    monkeypatch.setattr(loader_room, "_timed", lambda spec, plan, groups: taken[plan.num_workers])
+    monkeypatch.setattr(loader_room, "_timed", lambda spec, plan, groups, source: taken[plan.num_workers])
     sink = MemorySink()
-    spec = spec_of(cases, threads=8)
+    spec = spec_of(cases, threads=8, loader_workers="auto")
     plan = choose_loader(spec, [], 1.0, sink)
     assert (plan.num_workers, plan.prefetch_factor) == (2, 2)
     assert plan.arguments["persistent_workers"] is True
@@ -176,15 +178,40 @@ def test_slow_reading_gets_the_fewest_processes_that_keep_up(
     assert [one["num_workers"] for one in told["timed"]] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("unpinned", "expected"), [(2.0, False), (3.9, True)])
+def test_pinned_memory_is_used_on_a_gpu_unless_it_is_slower(
+    cases: list[Case], monkeypatch: pytest.MonkeyPatch, unpinned: float, expected: bool
+) -> None:
+    taken = {(1, True): 4.0, (2, True): 4.0, (1, False): unpinned}
+    monkeypatch.setattr(
+        loader_room, "_timed", lambda spec, plan, groups, source: taken.get((plan.num_workers, plan.pin_memory), 9.0)
+    )
+    spec = replace(spec_of(cases, threads=2, loader_workers="auto"), device="cuda")
+    plan = choose_loader(spec, [], 1.0, MemorySink())
+    assert (plan.num_workers, plan.pin_memory) == (1, expected)
+
+
+def test_what_is_known_of_a_case_is_measured_once_and_travels_to_the_processes(
+    cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(cases, loader_workers="auto")
+    source, groups = PatchSource(spec), list(order_of(len(spec.train)).groups(3))
+    choose_loader(spec, groups, 1e6, MemorySink(), source)
+    monkeypatch.setattr(patches_room, "measure_reference", lambda volume: pytest.fail("measured again"))
+    loader = PatchLoader(spec, LoaderPlan(1, 2), source)
+    assert len(list(loader.groups(groups))) == len(groups)
+    loader.close()
+
+
 def test_where_no_process_can_be_had_reading_goes_on_here(cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
-    def timed(spec: StudentSpec, plan: LoaderPlan, groups: object) -> float:
+    def timed(spec: StudentSpec, plan: LoaderPlan, groups: object, source: object) -> float:
         if plan.num_workers:
             raise RuntimeError("DataLoader worker is killed by signal: Bus error.")
         return 4.0
 
     monkeypatch.setattr(loader_room, "_timed", timed)
     sink = MemorySink()
-    assert choose_loader(spec_of(cases), [], 1.0, sink).num_workers == 0
+    assert choose_loader(spec_of(cases, loader_workers="auto"), [], 1.0, sink).num_workers == 0
     assert "Bus error" in sink.named("STUDENT_LOADER")[0]["reason"]
 
 

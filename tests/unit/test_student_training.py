@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from student_specs import cases_of, small, spec_of
+from student_specs import cut_cases_of, small, spec_of
 
 from nx46vx.data.cases import Case
 from nx46vx.errors import IncompatibleError, NX46Error
@@ -37,7 +37,7 @@ from trainables.student import StudentTask
 
 @pytest.fixture(scope="module")
 def cases(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
-    return cases_of(tiny_data, tmp_path_factory.mktemp("book") / "digests.json")
+    return cut_cases_of(tiny_data, tmp_path_factory.mktemp("cut"))
 
 
 # The gradient of a batch.
@@ -192,7 +192,7 @@ def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     [
         {},
         {"amp": True, "topology_loss": "cldice", "multi_scale": True, "attention": True},
-        {"variant": "2.5d", "channels_last": False},
+        pytest.param({"variant": "2.5d", "channels_last": False}, marks=pytest.mark.slow),
     ],
     ids=["plain", "scaler", "2.5d"],
 )
