@@ -312,12 +312,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def result_keys(settings: Settings) -> dict[str, Any]:
-    """The flat configuration without what only says how the work is run: equal values give equal results."""
+    """The flat configuration without what only says how the work is run: equal values give equal results.
+
+    Where no student is asked for, nothing that describes one is among them.
+    """
     flat = flatten(settings.model_dump(mode="json"))
+    left_out = EXECUTION_KEYS if settings.student.enabled is not False else (*EXECUTION_KEYS, "student")
     return {
         key: value
         for key, value in flat.items()
-        if not any(key == skip or key.startswith(f"{skip}.") for skip in EXECUTION_KEYS)
+        if not any(key == skip or key.startswith(f"{skip}.") for skip in left_out)
     }
 
 

@@ -106,10 +106,12 @@ class Trainer:
             self._fit_memory(image[:1], label[:1], keep[:1])
             wanted = self.spec.device == "cuda" if settings.compile == "auto" else settings.compile
             if wanted:
-                part = slice(0, self.micro_batch)
+                size = 1 if self.spec.device == "cpu" else self.micro_batch or 1
+                sizes = {min(size, len(image)), len(image) % size} - {0}
 
                 def once(forward: Callable[..., Any]) -> None:
-                    self._losses(image[part], label[part], keep[part], forward).sum().backward()
+                    for size in sizes:  # each is compiled for itself
+                        self._losses(image[:size], label[:size], keep[:size], forward).sum().backward()
 
                 self._forward = compiled(self.net, once, self._sink)
         seconds = 0.0

@@ -20,11 +20,13 @@ from nx46vx.errors import IncompatibleError, StoppedError
 from nx46vx.paths import RunPaths
 from nx46vx.pipeline import session as session_room
 from nx46vx.pipeline.decisions import Decisions
+from nx46vx.pipeline.elsewhere import take_up
 from nx46vx.pipeline.findings import Findings
 from nx46vx.pipeline.primary import read_log
 from nx46vx.pipeline.verify_plan import check_plan
 from nx46vx.pipeline.verify_student import check_student
 from nx46vx.pipeline.verifying import verify
+from nx46vx.runtime.archive import export_run
 from nx46vx.runtime.budget import Governor
 from nx46vx.runtime.checkpoint import CheckpointStore
 from nx46vx.settings import Settings
@@ -199,6 +201,22 @@ def test_a_student_that_was_stopped_goes_on_to_the_same_bits(
     assert [event["replayed"] for event in events(root, "STUDENT_DECISION")] == [False, True]
     (resumed,) = [event for event in events(root, "RESUME_OK") if event.get("student")]
     assert resumed["student"] == "3d" and [e for e in events(root, "RESUME_EXACT_OK") if e.get("student")]
+    assert verify(root)["ok"]
+
+
+@pytest.mark.slow
+def test_a_student_that_was_stopped_travels_and_ends_in_the_same_bits(
+    tmp_path: Path, tiny_data: Path, whole: Path, at: Callable[..., None]
+) -> None:
+    at(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(StoppedError):
+        run(with_student(tiny_data), tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "run.zip")
+    shutil.rmtree(tmp_path / "run")
+    given = {"data.dir": str(tiny_data), "resources.executor": "inline", "student.loader_workers": 0}
+    root, settings = take_up(tmp_path / "run.zip", tmp_path / "there", None, given)
+    run(settings, root)
+    assert weights(root) == weights(whole) and results(root) == results(whole)
     assert verify(root)["ok"]
 
 
