@@ -22,7 +22,7 @@ from trainables.task import Keeping, open_store
 
 @dataclass
 class StudentTask:
-    """Advances one student, a step or a validation volume at a time, and keeps it durable.
+    """Advances one student, a step or a piece of a validation volume at a time, and keeps it durable.
 
     ``position``: which of the run's students it is, and how many there are.
     """
@@ -51,8 +51,8 @@ class StudentTask:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is known of it so far."""
-        return record_of(model_state_of(self.trainer), self.metrics)
+        """What is known of it so far; ``gpu_seconds``: what a GPU worked for it since it was opened."""
+        return {**record_of(model_state_of(self.trainer), self.metrics), "gpu_seconds": self.trainer.gpu.seconds}
 
     @property
     def metrics(self) -> dict[str, Any]:

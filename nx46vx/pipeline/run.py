@@ -148,8 +148,11 @@ def _stages(
             use.nothing_to_do()
     trained = Trained(complete)
     if complete and session.settings.student.enabled:
-        with stage("student"):
+        with stage("student") as use:
             trained = train_student(session, cases, plan, resources, watch)
+            use.on_gpu(sum(watch.student_gpu_seconds.values()))
+            if not watch.student_steps:
+                use.nothing_to_do()
         complete = trained.complete
     fit = FitResult(plan, records, data, holdout, complete)
     if not complete:

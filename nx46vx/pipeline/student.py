@@ -152,6 +152,7 @@ def _train(session: Session, plan: FitPlan, specs: list[StudentSpec], resources:
 
     def on_report(variant: str, record: Mapping[str, Any]) -> None:
         watch.student_steps += 1
+        watch.student_gpu_seconds[variant] = float(record["gpu_seconds"])
         epoch, seconds = epochs.setdefault(variant, (int(record["epoch"]), float(record["seconds"])))
         if record["epoch"] > epoch:
             epochs[variant] = int(record["epoch"]), float(record["seconds"])

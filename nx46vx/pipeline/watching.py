@@ -40,6 +40,7 @@ class TrainWatch:
     reported: dict[str, int] = field(default_factory=dict)
     told_in_flight: int = 0
     student_steps: int = 0
+    student_gpu_seconds: dict[str, float] = field(default_factory=dict)
     _until: int = 0
     _live: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)

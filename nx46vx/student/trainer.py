@@ -5,21 +5,23 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from nx46vx.errors import NX46Error
+from nx46vx.model.gpu_clock import GpuClock
 from nx46vx.model.metrics import Counts
 from nx46vx.runtime.sink import EventSink
 from nx46vx.student.channels import channel_count
 from nx46vx.student.compiling import compiled
 from nx46vx.student.gradients import ByMicroBatch, BySample, Gradients
 from nx46vx.student.inference import moved, placed, segmenter_of, uses_amp
-from nx46vx.student.loader import Batch, PatchLoader, choose_loader
+from nx46vx.student.loader import Batch, LoaderPlan, PatchLoader, choose_loader
 from nx46vx.student.losses import sample_losses
 from nx46vx.student.memory import fitting, free_bytes, saved_bytes
 from nx46vx.student.order import EpochOrder
@@ -32,6 +34,8 @@ from nx46vx.student.windows import Segmenter
 
 #: Steps in a row without a usable gradient after which training gives up.
 HOPELESS = 50
+#: Longest that a piece of a validation volume takes, in seconds, but for the windows that are in work together.
+PIECE_SECONDS = 1.0
 
 
 class Trainer:
@@ -66,6 +70,9 @@ class Trainer:
         self._loader: PatchLoader | None = None
         self._batches: Iterator[Batch] | None = None
         self._counts: list[Counts] = []
+        self._judged: tuple[Generator[None, None, np.ndarray], np.ndarray] | None = None
+        self._source = PatchSource(spec)
+        self.gpu = GpuClock(self._device)
         self._threads = ThreadPoolExecutor(spec.threads, thread_name_prefix="student")
 
     @property
@@ -81,15 +88,13 @@ class Trainer:
         return self.step == 0
 
     def advance(self) -> dict[str, Any] | None:
-        """One training step, or one validation volume; the epoch's figures when that was its last piece of work."""
+        """One training step, or a piece of a validation volume; the epoch's figures when that was its last piece."""
         started = time.perf_counter()
         figures = None
         if self.step < self.spec.settings.steps_per_epoch:
             self._train_step()
         else:
-            case = self.spec.validation[len(self._counts)]
-            image, label = read_pair(case)
-            self._counts.append(volume_counts(self.segmenter(self.average).logits(image), np.asarray(label)))
+            self._judge(started + PIECE_SECONDS)
             if len(self._counts) == len(self.spec.validation):
                 figures = self._end_epoch()
         self.seconds += time.perf_counter() - started
@@ -141,21 +146,54 @@ class Trainer:
             self.order.begin(settings.steps_per_epoch // settings.patches_per_visit * settings.batch_size)
         if self._batches is None:
             self._batches = self._loader.batches(self.order, self.step)
-        image, label = next(self._batches)
+        image, label = self._next_batch()
         keep = self._keep(len(image))
-        scale = self.scaler.scale(torch.ones((), device=self._device))
-        losses = self._gradient(image, label, keep, scale)
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), settings.clip_norm)
-        usable = bool(torch.isfinite(norm))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(self.steps_done)
-        if usable:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with self.gpu.running():
+            scale = self.scaler.scale(torch.ones((), device=self._device))
+            losses = self._gradient(image, label, keep, scale)
+            self.scaler.unscale_(self.optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), settings.clip_norm)
+            usable = bool(torch.isfinite(norm))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate(self.steps_done)
+            if usable:
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
         self._took(usable, float(losses.mean()))
         if self.step == settings.steps_per_epoch:
             self._batches = None
+
+    def _next_batch(self) -> Batch:
+        """The next batch; where the processes that read it fail, it and all that follow are read in this one."""
+        assert self._loader is not None and self._batches is not None
+        try:
+            return next(self._batches)
+        except RuntimeError as error:
+            if not self._loader.plan.num_workers:
+                raise
+            reason = f"the processes failed: {(str(error).splitlines() or [''])[0][:200]}"
+        self._loader.close()
+        plan = LoaderPlan(pin_memory=self._loader.plan.pin_memory)
+        self._loader = PatchLoader(self.spec, plan, self._source)
+        self._batches = self._loader.batches(self.order, self.step)
+        self._sink.emit("STUDENT_LOADER", **asdict(plan), persistent_workers=False, reason=reason, timed=[])
+        return next(self._batches)
+
+    def _judge(self, until: float) -> None:
+        """Go on with the present validation volume until it is done or the time is up; a volume that is not done when
+        the session ends is begun again by the next."""
+        if self._judged is None:
+            image, label = read_pair(self.spec.validation[len(self._counts)])
+            self._judged = self.segmenter(self.average).pieces(image), np.asarray(label)
+        pieces, label = self._judged
+        try:
+            while True:
+                next(pieces)
+                if time.perf_counter() >= until:
+                    return
+        except StopIteration as over:
+            self._counts.append(volume_counts(over.value, label))
+            self._judged = None
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step, counted over all epochs from 0."""
@@ -199,11 +237,11 @@ class Trainer:
         seconds = self.rehearse()
         trial = EpochOrder(len(self.spec.train), random.Random(0), np.random.default_rng(0))
         trial.begin(4 * settings.batch_size)
-        source = PatchSource(self.spec)
         plan = choose_loader(
-            self.spec, list(trial.groups(settings.batch_size)), seconds * settings.patches_per_visit, self._sink, source
-        )
-        self._loader = PatchLoader(self.spec, plan, source)
+            self.spec, list(trial.groups(settings.batch_size)), seconds * settings.patches_per_visit, self._sink,
+            self._source,
+        )  # fmt: skip
+        self._loader = PatchLoader(self.spec, plan, self._source)
 
     def _fit_memory(self, image: torch.Tensor, label: torch.Tensor, keep: torch.Tensor) -> None:
         """Samples at once, by what one keeps for its backward pass; emits ``STUDENT_MICRO_BATCH``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -55,6 +55,17 @@ class Segmenter:
 
     def logits(self, volume: np.ndarray, symmetries: Sequence[Symmetry] = (Symmetry(),)) -> np.ndarray:
         """Logits of surface, (z, y, x) float32, averaged over ``symmetries``, of a volume (z, y, x) uint8."""
+        work = self.pieces(volume, symmetries)
+        while True:
+            try:
+                next(work)
+            except StopIteration as over:
+                return np.asarray(over.value)
+
+    def pieces(
+        self, volume: np.ndarray, symmetries: Sequence[Symmetry] = (Symmetry(),)
+    ) -> Generator[None, None, np.ndarray]:
+        """The same in pieces of ``batch`` windows; what it returns are the logits."""
         reference = measure_reference(volume)
         padded = tuple(max(size, edge) for size, edge in zip(volume.shape, self.window, strict=True))
         starts = [window_starts(size, edge, self.overlap) for size, edge in zip(padded, self.window, strict=True)]
@@ -64,6 +75,7 @@ class Segmenter:
         for places in _chunks(_places(starts, self.window), self.batch):
             for place, logits in zip(places, self._computed(volume, reference, places, symmetries), strict=True):
                 total[place] += weight * logits
+            yield
         for axis, (size, edge) in enumerate(zip(padded, self.window, strict=True)):
             summed = np.zeros(size, np.float32)
             for start in starts[axis]:

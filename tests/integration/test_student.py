@@ -108,6 +108,8 @@ def test_the_student_is_trained_judged_and_reported(whole: Path) -> None:
     assert len(fusion["fusion"]["gains"]) == 2 and fusion["fusion"]["reason"]
     assert set(fusion["holdout"]) == {"cases", "neurons_f_half", "student_f_half", "fused_f_half"}
     assert [event["stage"] for event in events(whole, "STAGE_END")][4:6] == ["student", "ensemble"]
+    phases = [event for event in events(whole, "GPU_PHASE_END") if event["phase"] == "student"]
+    assert [(phase["asked"], phase["on_gpu"]) for phase in phases] == [(False, False)]  # the run is on the CPU
 
 
 def run_report(root: Path) -> dict[str, Any]:
@@ -326,6 +328,7 @@ def test_test_time_augmentation_is_used_only_where_it_gains(
 # Whether there is time.
 
 
+@pytest.mark.slow
 def test_auto_trains_as_long_as_the_time_left_allows(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

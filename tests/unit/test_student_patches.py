@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from student_specs import cases_of, spec_of
+from student_specs import cases_of, cut_cases_of, spec_of
 
 from nx46vx.data.cases import Case
 from nx46vx.features.reference import measure_reference
@@ -27,6 +27,11 @@ from nx46vx.student.symmetry import allowed
 @pytest.fixture(scope="module")
 def cases(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     return cases_of(tiny_data, tmp_path_factory.mktemp("book") / "digests.json")
+
+
+@pytest.fixture(scope="module")
+def cut_cases(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+    return cut_cases_of(tiny_data, tmp_path_factory.mktemp("cut"))
 
 
 def order_of(cases: int, seed: int = 0, visits: int = 6) -> EpochOrder:
@@ -49,8 +54,8 @@ def same(one: list[tuple[torch.Tensor, torch.Tensor]], other: list[tuple[torch.T
     )
 
 
-def test_the_batches_are_the_same_whatever_reads_them(cases: list[Case]) -> None:
-    spec = spec_of(cases)
+def test_the_batches_are_the_same_whatever_reads_them(cut_cases: list[Case]) -> None:
+    spec = spec_of(cut_cases)
     here = batches(spec, LoaderPlan())
     assert [tuple(image.shape) for image, _ in here] == [(3, 3, 16, 16, 16)] * 4
     assert {image.dtype for image, _ in here} == {torch.float32} and {label.dtype for _, label in here} == {torch.uint8}
@@ -58,8 +63,8 @@ def test_the_batches_are_the_same_whatever_reads_them(cases: list[Case]) -> None
     assert same(batches(spec, LoaderPlan(2, 4)), here)
 
 
-def test_an_epoch_goes_on_from_any_of_its_steps(cases: list[Case]) -> None:
-    spec = spec_of(cases)
+def test_an_epoch_goes_on_from_any_of_its_steps(cut_cases: list[Case]) -> None:
+    spec = spec_of(cut_cases)
     whole = batches(spec, LoaderPlan())
     for step in range(1, 4):
         assert same(batches(spec, LoaderPlan(), step), whole[step:])
@@ -155,8 +160,8 @@ def test_the_slope_stays_true_when_the_volume_is_moved(cases: list[Case]) -> Non
         np.testing.assert_allclose(other, symmetry.of_array(seen), atol=0.02)
 
 
-def test_reading_that_costs_next_to_nothing_gets_no_process(cases: list[Case]) -> None:
-    sink, spec = MemorySink(), spec_of(cases, loader_workers="auto")
+def test_reading_that_costs_next_to_nothing_gets_no_process(cut_cases: list[Case]) -> None:
+    sink, spec = MemorySink(), spec_of(cut_cases, loader_workers="auto")
     groups = list(order_of(len(spec.train)).groups(3))
     assert choose_loader(spec, groups, 1e6, sink) == LoaderPlan(0)
     (told,) = sink.named("STUDENT_LOADER")
@@ -192,9 +197,9 @@ def test_pinned_memory_is_used_on_a_gpu_unless_it_is_slower(
 
 
 def test_what_is_known_of_a_case_is_measured_once_and_travels_to_the_processes(
-    cases: list[Case], monkeypatch: pytest.MonkeyPatch
+    cut_cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = spec_of(cases, loader_workers="auto")
+    spec = spec_of(cut_cases, loader_workers="auto")
     source, groups = PatchSource(spec), list(order_of(len(spec.train)).groups(3))
     choose_loader(spec, groups, 1e6, MemorySink(), source)
     monkeypatch.setattr(patches_room, "measure_reference", lambda volume: pytest.fail("measured again"))

@@ -23,6 +23,7 @@ from nx46vx.student import compiling
 from nx46vx.student import trainer as trainer_room
 from nx46vx.student.estimate import affordable
 from nx46vx.student.gradients import ByMicroBatch, BySample
+from nx46vx.student.loader import PatchLoader
 from nx46vx.student.losses import sample_losses
 from nx46vx.student.memory import fitting, saved_bytes
 from nx46vx.student.numerics import numerics
@@ -190,7 +191,7 @@ def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"amp": True, "topology_loss": "cldice", "multi_scale": True, "attention": True},
         pytest.param({"variant": "2.5d", "channels_last": False}, marks=pytest.mark.slow),
     ],
@@ -211,6 +212,47 @@ def test_threads_processes_and_other_cases_names_change_no_bit(cases: list[Case]
     assert equal(trained(spec_of(cases, threads=3), tmp_path / "threads"), whole)
     assert equal(trained(spec_of(cases, loader_workers=2), tmp_path / "workers"), whole)
     assert not equal(trained(spec_of(cases, seed=2), tmp_path / "seed"), whole)
+
+
+def test_a_validation_volume_can_be_left_between_two_pieces_of_it(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a stop need not wait for the whole of a large volume; it is begun again, to the same figures."""
+    spec = spec_of(cases, epochs=1)
+    whole = trained(spec, tmp_path / "whole")
+    monkeypatch.setattr(trainer_room, "PIECE_SECONDS", 0.0)
+    assert equal(trained(spec, tmp_path / "parts", (6, 3)), whole)  # eight windows, one at a time
+    with numerics("cpu", cudnn_benchmark=False):
+        trainer, works = Trainer(spec, NullSink()), 0
+        while not trainer.done:
+            trainer.advance()
+            works += 1
+        trainer.close()
+    assert works == 4 + 8 + 1
+
+
+def test_reading_goes_on_here_when_the_processes_that_read_fail(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(spec_of(cases), tmp_path / "whole")
+    real, left = PatchLoader.batches, [3]
+
+    def batches(self: PatchLoader, order: Any, first_step: int) -> Any:
+        for one in real(self, order, first_step):
+            if self.plan.num_workers and (left.append(left.pop() - 1) or left[0] < 0):
+                raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+            yield one
+
+    monkeypatch.setattr(PatchLoader, "batches", batches)
+    sink, spec = MemorySink(), spec_of(cases, loader_workers=1)
+    with numerics("cpu", cudnn_benchmark=False):
+        one = task(spec, tmp_path / "failing", sink)
+        while not one.done:
+            one.advance()
+        one.close()
+    assert equal(arrays_of(one.trainer), whole)
+    asked, told = sink.named("STUDENT_LOADER")
+    assert asked["num_workers"] == 1 and told["num_workers"] == 0 and "killed by signal" in told["reason"]
 
 
 def test_a_checkpoint_holds_model_average_optimiser_scaler_and_generators(cases: list[Case], tmp_path: Path) -> None:
