@@ -146,7 +146,7 @@ def _stages(
         use.on_gpu(profiler.tally.gpu_seconds)
         if not profiler.tally.lane_iterations:
             use.nothing_to_do()
-    trained = Trained(complete)
+    searched, trained = complete, Trained(complete)
     if complete and session.settings.student.enabled:
         with stage("student") as use:
             trained = train_student(session, cases, plan, resources, watch)
@@ -187,7 +187,8 @@ def _stages(
         hand_in(session, value)
         raise StoppedError(
             f"stopped by {governor.reason}", where=session.paths.root,
-            found=f"{value['candidates_complete']} of {value['candidates_planned']} candidates complete; "
+            found=f"{value['candidates_complete']} of {value['candidates_planned']} candidates complete"
+            f"{', the student is not' if searched else ''}; "
             f"{session.paths.submission.name} holds the best ensemble so far",
             fix="run the same command again to continue",
         )  # fmt: skip

@@ -113,7 +113,8 @@ def _decision(session: Session, cases: Cases, resources: Resources) -> dict[str,
 
     per_epoch = after = 0.0
     judged = [case for role in ("validation", "holdout") for case in cases.of(role)[: settings.fusion_cases]]
-    volumes = [case.shape for case in (*judged, *cases.dataset.test)]
+    calibrated = cases.of("validation")[: session.settings.mask.calibration_volumes]
+    volumes = [case.shape for case in (*judged, *calibrated, *cases.dataset.test)]
     with heartbeat(session.log, "student_estimate"):
         for variant in settings.variants:
             spec = _spec(session, cases, resources, variant, settings.epochs)

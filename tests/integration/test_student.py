@@ -193,8 +193,9 @@ def test_a_student_that_was_stopped_goes_on_to_the_same_bits(
 ) -> None:
     root = tmp_path / "run"
     at(work, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(StoppedError, match="SIGTERM"):
+    with pytest.raises(StoppedError, match="SIGTERM") as told:
         run(with_student(tiny_data), root)
+    assert "4 of 4 candidates complete, the student is not" in str(told.value.found)
     assert run_report(root)["complete"] is False  # a partial submission, by the ensemble alone
     assert not events(root, "STUDENT_FUSION") and verify(root)["ok"]
     run(with_student(tiny_data), root)
