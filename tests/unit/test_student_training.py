@@ -17,15 +17,17 @@ from student_specs import cut_cases_of, small, spec_of
 from nx46vx.data.cases import Case
 from nx46vx.errors import IncompatibleError, NX46Error
 from nx46vx.model.metrics import count_at_thresholds
+from nx46vx.runtime.cgroup import GroupMemory
 from nx46vx.runtime.checkpoint import CheckpointStore
 from nx46vx.runtime.sink import MemorySink, NullSink
 from nx46vx.student import compiling
+from nx46vx.student import memory as memory_room
 from nx46vx.student import trainer as trainer_room
 from nx46vx.student.estimate import affordable
 from nx46vx.student.gradients import ByMicroBatch, BySample
 from nx46vx.student.loader import PatchLoader
 from nx46vx.student.losses import sample_losses
-from nx46vx.student.memory import fitting, saved_bytes
+from nx46vx.student.memory import fitting, free_bytes, saved_bytes
 from nx46vx.student.numerics import numerics
 from nx46vx.student.schedule import learning_rate, update_average
 from nx46vx.student.spec import StudentSpec
@@ -109,6 +111,13 @@ def test_what_a_patch_keeps_for_its_backward_pass_is_counted() -> None:
     assert fitting(10_000_000, model, 100_000_000, 16) == int((80e6 - 24e6) / 15e6)
     assert fitting(10_000_000, model, 10_000_000_000, 16) == 16
     assert fitting(10_000_000, model, 1, 16) == 1
+
+
+def test_a_containers_limit_counts_as_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_room, "tightest_group", lambda: GroupMemory(Path("/"), 1000, 300))
+    assert free_bytes("cpu") == 700
+    monkeypatch.setattr(memory_room, "tightest_group", lambda: None)
+    assert free_bytes("cpu") > 1 << 20
 
 
 # The schedule.
