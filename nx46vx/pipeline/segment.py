@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -24,14 +24,20 @@ from nx46vx.pipeline.session import Session
 from nx46vx.runtime.heartbeat import heartbeat
 from nx46vx.runtime.sink import trace_array
 
+#: A volume (z, y, x) uint8 and the ensemble's probability of it to the probability that is used.
+Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-def segment(session: Session, cases: Cases, ensemble: Ensemble, *, counts: bool) -> dict[str, Any]:
+
+def segment(
+    session: Session, cases: Cases, ensemble: Ensemble, *, counts: bool, refine: Refine | None = None
+) -> dict[str, Any]:
     """Write ``masks/ID.tif`` for every test case; returns the parameters and the foreground share of each.
 
-    ``counts``: whether this is the final ensemble, so that the work counts as progress.
+    ``counts``: whether this is the final ensemble, so that the work counts as progress. ``refine``: what another model
+    makes of the ensemble's probability, where there is one.
     """
     with heartbeat(session.log, "calibrate"):
-        calibration = _calibrate(session, cases, ensemble)
+        calibration = _calibrate(session, cases, ensemble, refine)
     parameters = calibration.parameters
     session.log.emit("MASK_PARAMETERS", **vars(parameters), validation_f_half=calibration.f_half)
     say(f"masks: strong {parameters.strong_th}, weak {parameters.weak_th}, validation F0.5 {calibration.f_half:.3f}")
@@ -39,7 +45,7 @@ def segment(session: Session, cases: Cases, ensemble: Ensemble, *, counts: bool)
     with heartbeat(session.log, "segment"), contextlib.closing(_volumes(session, cases.dataset.test)) as volumes:
         for number, (case, volume) in enumerate(volumes, start=1):
             started = time.monotonic()
-            probability = probability_volume(volume, ensemble, block=session.settings.features.block)
+            probability = _probability(session, volume, ensemble, refine)
             trace_array(session.log, "probability", probability, case_id=case.case_id)
             mask = make_mask(probability, parameters)
             trace_array(session.log, "mask", mask, case_id=case.case_id)
@@ -73,7 +79,7 @@ def _in_memory(case: Case) -> np.ndarray:
     return np.array(read_volume(case.image, case_id=case.case_id))
 
 
-def _calibrate(session: Session, cases: Cases, ensemble: Ensemble) -> Calibration:
+def _calibrate(session: Session, cases: Cases, ensemble: Ensemble, refine: Refine | None) -> Calibration:
     mask = session.settings.mask
     strong = None if mask.strong_th == "auto" else mask.strong_th
     weak = None if mask.weak_th == "auto" else mask.weak_th
@@ -82,7 +88,8 @@ def _calibrate(session: Session, cases: Cases, ensemble: Ensemble) -> Calibratio
         _check(session)
         assert case.label is not None
         label = np.asarray(read_volume(case.label, case_id=case.case_id))
-        volumes.append((_probability(session, case, ensemble), label))
+        volume = read_volume(case.image, case_id=case.case_id)
+        volumes.append((_probability(session, volume, ensemble, refine), label))
 
     def make(strong_th: float, weak_th: float) -> MaskParameters:
         return MaskParameters(strong_th, weak_th, mask.z_radius, mask.xy_radius, mask.dust_min_size)
@@ -100,6 +107,6 @@ def _check(session: Session) -> None:
         raise StoppedError(f"stopped by {session.governor.reason}", fix="run the same command again to continue")
 
 
-def _probability(session: Session, case: Case, ensemble: Ensemble) -> np.ndarray:
-    volume = read_volume(case.image, case_id=case.case_id)
-    return probability_volume(volume, ensemble, block=session.settings.features.block)
+def _probability(session: Session, volume: np.ndarray, ensemble: Ensemble, refine: Refine | None) -> np.ndarray:
+    probability = probability_volume(volume, ensemble, block=session.settings.features.block)
+    return probability if refine is None else refine(volume, probability)
