@@ -175,6 +175,74 @@ class MaskSettings(_Section):
         return self
 
 
+class StudentSettings(_Section):
+    """The student: a residual U-Net that may be fused with the ensemble. ``docs/student.md`` tells of each key."""
+
+    enabled: Literal["auto"] | bool = Field(False, description="auto: where the time left after the search allows it")
+    variants: tuple[Literal["3d", "2.5d"], ...] = Field(("3d",), min_length=1, description="the best one is used")
+    base_channels: int = Field(16, ge=2, le=256, description="channels at the finest level; doubled at each next one")
+    levels: int = Field(4, ge=1, le=6, description="resolutions of the U-Net")
+    block_convolutions: int = Field(2, ge=1, le=4, description="convolutions of each residual block")
+    cell: int = Field(1, ge=1, le=4, description="voxels along each axis that the finest level works on at once")
+    multi_scale: bool = Field(False, description="every encoder level sees the input at its own scale too")
+    attention: bool = Field(False, description="spatial and depth attention in the encoder")
+    context_slices: int = Field(7, ge=1, le=31, description="2.5d: slices that one slice is judged by; odd")
+    sides: bool = Field(True, description="the network sees the slope across the sheets, its sign settled per volume")
+    patch: tuple[int, int, int] = Field((64, 64, 64), description="3d: training patch and window, (z, y, x) voxels")
+    slab: tuple[int, int, int] = Field((8, 128, 128), description="2.5d: training patch and window, (z, y, x) voxels")
+    batch_size: int = Field(4, ge=1, le=1024, description="patches of different cases in one step")
+    micro_batch: Auto | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto", description="patches in memory at once; auto: as many of a batch as fit"
+    )
+    patches_per_visit: int = Field(4, ge=1, le=256, description="patches cut from a case each time it is read")
+    steps_per_epoch: int = Field(200, ge=1, le=1_000_000)
+    epochs: int = Field(60, ge=1, le=100_000)
+    learning_rate: float = Field(2e-3, gt=0, le=1)
+    weight_decay: float = Field(1e-2, ge=0, le=1)
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the rate rises")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
+    ema_decay: float = Field(0.995, ge=0, lt=1, description="of the averaged weights, which are the ones used")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of the bottleneck's channels left out of a sample")
+    topology_loss: Literal["none", "cldice", "skeleton_recall"] = "none"
+    topology_weight: float = Field(0.5, ge=0, le=10, description="beside Dice and cross-entropy of weight 1")
+    deep_supervision: bool = True
+    surface_share: float = Field(0.7, ge=0, le=1, description="share of the patches centred on a surface voxel")
+    symmetries: Literal["none", "axial", "all"] = Field(
+        "axial", description="axial: those that keep the z axis; all: for volumes whose scroll axis points anywhere"
+    )
+    intensity_noise: float = Field(0.1, ge=0, le=1, description="random gain, offset and noise, in grey-value scales")
+    amp: Auto | bool = Field("auto", description="mixed precision with a gradient scaler; auto: on a GPU")
+    channels_last: bool = True
+    compile: Auto | bool = Field("auto", description="torch.compile; auto: on a GPU; falls back by itself")
+    cudnn_benchmark: bool = True
+    loader_workers: Auto | Annotated[int, Field(ge=0, le=256)] = Field("auto", description="auto: by a timed probe")
+    validation_cases: int = Field(4, ge=1, description="validation volumes that each epoch is judged on")
+    patience: int = Field(10, ge=1, description="epochs without a better score before the end")
+    min_delta: float = Field(1e-3, ge=0, description="improvement of the score that counts")
+    stability_weight: float = Field(0.5, ge=0, description="score: mean F0.5 minus this times its spread over volumes")
+    checkpoint_steps: int = Field(100, ge=1, description="steps between two checkpoints; also at each epoch's end")
+    overlap: float = Field(0.5, ge=0, le=0.9, description="share by which windows overlap when a volume is segmented")
+    tta: Auto | bool = Field("auto", description="test-time augmentation; auto: where it gains on validation")
+    fusion_cases: int = Field(8, ge=1, description="validation cases that the fusion is fitted and judged on")
+    fusion_min_gain: float = Field(0.002, ge=0, le=1, description="least mean gain in F0.5 over the ensemble alone")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> StudentSettings:
+        step = self.cell * 2 ** (self.levels - 1)
+        for name, edges in (("patch", self.patch), ("slab", self.slab[1:])):
+            if any(edge % step or edge < 2 * step for edge in edges):
+                raise ValueError(
+                    f"{name} {edges} has to be at least two times, and a multiple of, cell * 2^(levels - 1) = {step}"
+                )
+        if self.context_slices % 2 == 0 or self.slab[0] < 1:
+            raise ValueError("context_slices has to be odd, and slab at least one slice deep")
+        if self.steps_per_epoch % self.patches_per_visit:
+            raise ValueError("steps_per_epoch has to be a multiple of patches_per_visit")
+        if len(set(self.variants)) != len(self.variants):
+            raise ValueError("variants names the same one twice")
+        return self
+
+
 class BudgetSettings(_Section):
     """When this session has to be over. Changes no result."""
 
@@ -199,6 +267,7 @@ class Settings(_Section):
     epochs: EpochSettings = EpochSettings()
     resources: ResourceSettings = ResourceSettings()
     mask: MaskSettings = MaskSettings()
+    student: StudentSettings = StudentSettings()
     budget: BudgetSettings = BudgetSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
 
@@ -244,6 +313,8 @@ EXECUTION_KEYS = (
     "features.block",
     "features.store",
     "data.dir",
+    "student.loader_workers",
+    "student.checkpoint_steps",
 )
 
 
@@ -260,12 +331,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def result_keys(settings: Settings) -> dict[str, Any]:
-    """The flat configuration without what only says how the work is run: equal values give equal results."""
+    """The flat configuration without what only says how the work is run: equal values give equal results.
+
+    Where no student is asked for, nothing that describes one is among them.
+    """
     flat = flatten(settings.model_dump(mode="json"))
+    left_out = EXECUTION_KEYS if settings.student.enabled is not False else (*EXECUTION_KEYS, "student")
     return {
         key: value
         for key, value in flat.items()
-        if not any(key == skip or key.startswith(f"{skip}.") for skip in EXECUTION_KEYS)
+        if not any(key == skip or key.startswith(f"{skip}.") for skip in left_out)
     }
 
 

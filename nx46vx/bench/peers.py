@@ -9,7 +9,8 @@ import numpy as np
 from nx46vx.bench.designs import Design
 from nx46vx.bench.engine import NEURONS
 from nx46vx.bench.frame import Figure, Outcome, in_turn, ratios
-from nx46vx.bench.lanes import learnable_data, neurons_of, plan_of, spread_out
+from nx46vx.bench.lanes import plan_of, spread_out
+from nx46vx.bench.scroll_data import drawn_neurons, scroll_data
 from nx46vx.bench.solvers import TOLERANCE, need_peers, prox_newton, saga, seconds_to_reach
 from nx46vx.model.candidates import Candidate
 from nx46vx.model.factory import build_engine
@@ -37,8 +38,8 @@ def measure(sizes: Sizes) -> Outcome:
     A peer's time is that of the shortest fit which reaches our objective + 0.1 %; searching for it is not counted.
     """
     need_peers()
-    data = learnable_data(sizes.samples, sizes.validation)
-    plan = plan_of(data, neurons_of(data, NEURONS), "bench")
+    data = scroll_data(sizes.samples, sizes.validation)
+    plan = plan_of(data, drawn_neurons(data, NEURONS), "bench")
     threads = usable_cpus()
     _, thetas = _grid(data, plan, threads)
     chosen = spread_out(plan.candidates, sizes.candidates)

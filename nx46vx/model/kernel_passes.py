@@ -23,6 +23,7 @@ from nx46vx.model.kernel_layout import CHUNK_MAX
 from nx46vx.model.kernel_plan import BlockPlan, Runs, find_runs, plain_plan, plan_blocks
 from nx46vx.model.metrics import THRESHOLDS, Counts
 from nx46vx.model.neuron import NeuronSpec, logit
+from nx46vx.model.resident import RESIDENT_BYTES, Residency
 from nx46vx.model.samples import Chunk, FitData, Samples
 
 _CUTS = np.array([logit(threshold) / math.log(2.0) for threshold in THRESHOLDS], np.float32)
@@ -83,7 +84,7 @@ def _case(case: Samples) -> _Case | _ChunkedCase:
 class KernelPasses:
     """``Passes`` on the CPU."""
 
-    def __init__(self, data: FitData, *, threads: int = 1) -> None:
+    def __init__(self, data: FitData, *, threads: int = 1, resident_bytes: int = RESIDENT_BYTES) -> None:
         sizes = [chunk.stop - chunk.start for chunk in (*data.train_chunks, *data.validation_chunks)]
         if max(sizes, default=0) > CHUNK_MAX:
             raise ValueError(f"chunks of {max(sizes)} samples are too long for the kernel")
@@ -91,6 +92,7 @@ class KernelPasses:
         self._pool = ThreadPoolExecutor(threads)
         self._train = [_case(case) for case in data.train]
         self._validation = [_case(case) for case in data.validation]
+        self._residency = Residency(data.train, data.train_chunks, resident_bytes)
         self._validation_plan = plain_plan(data.validation_chunks)
         self._positives = int(sum(case.y.sum(dtype=np.int64) for case in self._validation))
         self._tiles: dict[int, _Tile] = {}
@@ -174,7 +176,9 @@ class KernelPasses:
 
     def _run(self, chunks: list[Chunk], cases: list[_Case | _ChunkedCase], jobs: list[_Job], name: str) -> None:
         """Call the kernel for every chunk and job; each thread takes the next chunk that nobody has."""
-        ticket = count()
+        ticket, residency = count(), self._residency if name == "train" and self._residency.bounded else None
+        if residency is not None:
+            residency.start()
         calls = [job.call(name) for job in jobs if job.lanes.size]
 
         def work(_: int) -> None:
@@ -182,9 +186,13 @@ class KernelPasses:
             for number in iter(ticket.__next__, None):
                 if number >= len(chunks):
                     return
+                if residency is not None:
+                    residency.begin(number)
                 case = cases[chunks[number].case].holding(chunks[number])
                 for call, columns in calls:
                     call(number, case, memory[columns].ctypes.data)
+                if residency is not None:
+                    residency.over(number)
 
         if self.threads == 1:
             work(0)

@@ -133,4 +133,5 @@ class Estimator:
         return max([progress.began, *before])
 
     def _elapsed(self, phase: str, now: float) -> float:
-        return self._session.progress.ended.get(phase, now) - self._began(phase)
+        progress = self._session.progress
+        return progress.ended.get(phase, now) - self._began(phase) - progress.not_of(phase)

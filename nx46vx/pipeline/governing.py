@@ -55,6 +55,8 @@ def _accelerations(settings: Settings) -> list[str]:
     useful = {
         "more_trials_in_flight": settings.resources.executor == "ray",
         "no_further_growth": settings.growth.enabled,
+        "optional_phases_off": settings.student.enabled == "auto",
+        "test_time_augmentation_off": settings.student.enabled is not False and settings.student.tta == "auto",
         "prefetch": True,
     }
     return [action for action in ACCELERATIONS if useful.get(action, False)]

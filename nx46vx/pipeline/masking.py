@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from nx46vx.pipeline.maskrule import configured_rule
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.heartbeat import heartbeat
 
+#: A volume (z, y, x) uint8 and the ensemble's probability of it to the probability that is used.
+Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 
 @dataclass(frozen=True)
 class MaskChoice:
@@ -32,8 +36,10 @@ class MaskChoice:
     f_half: float
 
 
-def choose_rule(session: Session, cases: Cases, choice: Choice) -> MaskChoice:
+def choose_rule(session: Session, cases: Cases, choice: Choice, refine: Refine | None = None) -> MaskChoice:
     """Choose the thresholds that the configuration leaves open; ``MASK_PARAMETERS`` says what was chosen.
+
+    ``refine``: what another model makes of the ensemble's probability, where there is one.
 
     Raises:
         StoppedError: only the margin is left, or a signal asked for the end and this would take too long.
@@ -41,7 +47,7 @@ def choose_rule(session: Session, cases: Cases, choice: Choice) -> MaskChoice:
     vote_at = THRESHOLDS[choice.figures["validation"]["threshold_index"]]
     start, strong, weak = configured_rule(session.settings.mask)
     with heartbeat(session.log, "calibrate"):
-        volumes = _validation(session, cases, choice.ensemble, vote_at)
+        volumes = _validation(session, cases, choice.ensemble, vote_at, refine)
         found = calibrate_mask(volumes, start, strong=strong, weak=weak)
     rule = found.rule
     session.log.emit("MASK_PARAMETERS", **rule.to_json(), vote_at=vote_at, validation_f_half=found.f_half)
@@ -50,9 +56,12 @@ def choose_rule(session: Session, cases: Cases, choice: Choice) -> MaskChoice:
     return MaskChoice(rule, vote_at, found.f_half)
 
 
-def predicted(session: Session, volume: np.ndarray, ensemble: Ensemble, vote_at: float) -> Prediction:
-    """Probabilities and doubt of a volume; without doubt where nothing is done with it."""
-    return predict(volume, ensemble, block=session.settings.features.block, vote_at=vote_at)
+def predicted(
+    session: Session, volume: np.ndarray, ensemble: Ensemble, vote_at: float, refine: Refine | None
+) -> Prediction:
+    """Probabilities of a volume, refined where there is something to refine them, and the ensemble's doubt."""
+    found = predict(volume, ensemble, block=session.settings.features.block, vote_at=vote_at)
+    return found if refine is None else replace(found, probability=refine(volume, found.probability))
 
 
 def check_time(session: Session) -> None:
@@ -65,11 +74,13 @@ def check_time(session: Session) -> None:
         raise StoppedError(f"stopped by {session.governor.reason}", fix="run the same command again to continue")
 
 
-def _validation(session: Session, cases: Cases, ensemble: Ensemble, vote_at: float) -> list[Labelled]:
+def _validation(
+    session: Session, cases: Cases, ensemble: Ensemble, vote_at: float, refine: Refine | None
+) -> list[Labelled]:
     found = []
     for case in cases.of("validation")[: session.settings.mask.calibration_volumes]:
         check_time(session)
-        found.append((predicted(session, _image(case), ensemble, vote_at), _label(case)))
+        found.append((predicted(session, _image(case), ensemble, vote_at, refine), _label(case)))
     return found
 
 

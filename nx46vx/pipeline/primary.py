@@ -17,21 +17,26 @@ _NEWEST = frozenset(
     {
         "BOOT", "PHASE_WEIGHT_CALIBRATION", "PLAN", "DATASET_DISCOVERY", "TRAIN_DATASET_AUDIT",
         "TRAIN_COVERAGE_PLAN", "SPLIT", "ENSEMBLE", "MASK_PARAMETERS", "GLOBAL_STATS", "RUN_PROFILE_SUMMARY",
-        "EXEC_COMPLETE",
+        "STUDENT_DECISION", "STUDENT_ENDED", "STUDENT_FUSION", "EXEC_COMPLETE",
     }
 )  # fmt: skip
 
 #: Of these, the ones that tell of a result; a run that is retrained has none yet.
-_OF_A_RESULT = ("PLAN", "SPLIT", "ENSEMBLE", "MASK_PARAMETERS", "GLOBAL_STATS", "EXEC_COMPLETE")
+_OF_A_RESULT = (
+    "PLAN", "SPLIT", "ENSEMBLE", "MASK_PARAMETERS", "GLOBAL_STATS", "STUDENT_DECISION", "STUDENT_ENDED",
+    "STUDENT_FUSION", "EXEC_COMPLETE",
+)  # fmt: skip
 
 
 @dataclass
 class CandidateLog:
-    """What one candidate's writer recorded: iterations that count; KPIs and ends of epochs by iteration."""
+    """What the writer of one candidate, or student, recorded: iterations that count; KPIs and ends of epochs by
+    iteration; a student's epochs by number."""
 
     iterations: int = 0
     kpis: dict[int, Event] = field(default_factory=dict)
     ends: dict[int, Event] = field(default_factory=dict)
+    epochs: dict[int, Event] = field(default_factory=dict)
     payloads: dict[int, str] = field(default_factory=dict)  # checkpoint number -> SHA-512 of its payload
 
     def newest_kpi(self, iteration: int) -> Event | None:
@@ -130,5 +135,7 @@ def _from_candidate(log: CandidateLog, name: str, event: Event, findings: Findin
         log.kpis[int(event["iter"])] = event
     elif name == "CANDIDATE_DONE":
         log.ends[int(event["iter"])] = event
+    elif name == "STUDENT_EPOCH":
+        log.epochs[int(event["epoch"])] = event
     elif name == "CHECKPOINT_COMMIT":
         log.payloads[int(event["number"])] = str(event["sha512_payload"])

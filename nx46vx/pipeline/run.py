@@ -24,6 +24,7 @@ from nx46vx.pipeline.clustering import Machines, check_machines, find_machines
 from nx46vx.pipeline.dataset import find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
+from nx46vx.pipeline.fuse import fuse_student
 from nx46vx.pipeline.governing import check_budget, remember_phases
 from nx46vx.pipeline.masking import choose_rule
 from nx46vx.pipeline.planfile import write_plan
@@ -32,6 +33,7 @@ from nx46vx.pipeline.screen import make_screen
 from nx46vx.pipeline.segment import segment
 from nx46vx.pipeline.session import Session, open_session
 from nx46vx.pipeline.standing import check_run, finished_report
+from nx46vx.pipeline.student import Trained, train_student
 from nx46vx.pipeline.watching import Monitor, TrainWatch
 from nx46vx.runtime.budget import State, Work
 from nx46vx.runtime.costs import CostBook
@@ -123,6 +125,8 @@ def _stages(
         with ledger.phase(name) as use:
             yield use
         seconds[name] = time.monotonic() - started
+        if name.startswith("student"):
+            session.progress.left_out += seconds[name]
         session.log.emit("STAGE_END", stage=name, seconds=seconds[name])
 
     with ThreadPoolExecutor(workers(session.settings)) as mapper:
@@ -143,18 +147,30 @@ def _stages(
         use.on_gpu(profiler.tally.gpu_seconds)
         if not profiler.tally.lane_iterations:
             use.nothing_to_do()
-        fit = FitResult(plan, records, data, holdout, complete)
+    searched, trained = complete, Trained(complete)
+    if complete and session.settings.student.enabled:
+        with stage("student") as use:
+            trained = train_student(session, cases, plan, resources, watch)
+            use.on_gpu(sum(watch.student_gpu_seconds.values()))
+            if not watch.student_steps:
+                use.nothing_to_do()
+        complete = trained.complete
+    fit = FitResult(plan, records, data, holdout, complete)
     if not complete:
         _flush(session, fit)
     with stage("ensemble"):
         choice = choose(session, cases, fit)
+    refine = None
+    if trained.specs:
+        with stage("student_fusion"):
+            refine = fuse_student(session, cases, fit, choice, trained)
     session.costs.add("ensemble", seconds["ensemble"])
     with stage("mask_rule"):
-        chosen = choose_rule(session, cases, choice)
+        chosen = choose_rule(session, cases, choice, refine)
     with stage("segment") as use:
         if all(session.paths.mask(case.case_id).exists() for case in cases.dataset.test):
             use.nothing_to_do()
-        segmented = segment(session, cases, choice.ensemble, chosen, counts=complete)
+        segmented = segment(session, cases, choice.ensemble, chosen, counts=complete, refine=refine)
     with stage("package"):
         started = time.monotonic()
         submission = package(session, cases, segmented["foreground"])
@@ -174,7 +190,8 @@ def _stages(
         hand_in(session, value)
         raise StoppedError(
             f"stopped by {governor.reason}", where=session.paths.root,
-            found=f"{value['candidates_complete']} of {value['candidates_planned']} candidates complete; "
+            found=f"{value['candidates_complete']} of {value['candidates_planned']} candidates complete"
+            f"{', the student is not' if searched else ''}; "
             f"{session.paths.submission.name} holds the best ensemble so far",
             fix="run the same command again to continue",
         )  # fmt: skip

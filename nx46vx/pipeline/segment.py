@@ -19,7 +19,7 @@ from nx46vx.inference.postprocess import make_mask
 from nx46vx.logs import say
 from nx46vx.model.ensemble import Ensemble
 from nx46vx.pipeline.dataset import Cases
-from nx46vx.pipeline.masking import MaskChoice, check_time, predicted
+from nx46vx.pipeline.masking import MaskChoice, Refine, check_time, predicted
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.heartbeat import heartbeat
 from nx46vx.runtime.sink import trace_array
@@ -28,17 +28,26 @@ from nx46vx.runtime.sink import trace_array
 PER_VOLUME = ("strong_th", "weak_th", "max_deviation", "max_disagreement")
 
 
-def segment(session: Session, cases: Cases, ensemble: Ensemble, chosen: MaskChoice, *, counts: bool) -> dict[str, Any]:
+def segment(
+    session: Session,
+    cases: Cases,
+    ensemble: Ensemble,
+    chosen: MaskChoice,
+    *,
+    counts: bool,
+    refine: Refine | None = None,
+) -> dict[str, Any]:
     """Write ``masks/ID.tif`` for every test case; returns the rule, and thresholds and foreground share of each.
 
-    ``counts``: whether this is the final ensemble, so that the work counts as progress.
+    ``counts``: whether this is the final ensemble, so that the work counts as progress. ``refine``: what another model
+    makes of the ensemble's probability, where there is one.
     """
     foreground: dict[str, float] = {}
     thresholds: dict[str, dict[str, float]] = {}
     with heartbeat(session.log, "segment"), contextlib.closing(_volumes(session, cases.dataset.test)) as volumes:
         for number, (case, volume) in enumerate(volumes, start=1):
             started = time.monotonic()
-            prediction = predicted(session, volume, ensemble, chosen.vote_at)
+            prediction = predicted(session, volume, ensemble, chosen.vote_at, refine)
             trace_array(session.log, "probability", prediction.probability, case_id=case.case_id)
             _keep_maps(session, case.case_id, prediction)
             profile = VolumeProfile.of(prediction)

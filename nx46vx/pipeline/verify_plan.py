@@ -94,7 +94,7 @@ def check_decisions(findings: Findings, paths: RunPaths, log: RunLog) -> None:
         if weighed is not None:
             told = {"weights": weighed["weights"]}
             findings.compare(paths.decisions, told, value.get("progress", {}), "progress")
-        for kind in sorted(value.keys() - {"growth", "epoch_best", "progress"}):
+        for kind in sorted(value.keys() - {"growth", "epoch_best", "progress", "student"}):
             findings.skip(f"decisions.json, {kind}", "nothing else records it")
 
 

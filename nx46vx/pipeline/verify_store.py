@@ -24,6 +24,7 @@ from nx46vx.runtime.checkpoint.shelf import Shelf
 from nx46vx.runtime.digest import canonical_json, digest_bytes, digest_json
 from nx46vx.runtime.files import REAL_FILES
 from nx46vx.runtime.sink import NullSink
+from nx46vx.student.spec import OWNER_PREFIX
 from trainables.task import state_of
 
 
@@ -78,7 +79,7 @@ def check_candidates(
     store = CheckpointStore(paths.checkpoints, run_id=fit.run_id, identity=fit.identity)
     known = {candidate.candidate_id: candidate for candidate in fit.candidates}
     for owner in store.owners():
-        if owner not in known:
+        if owner not in known and not owner.startswith(OWNER_PREFIX):
             findings.problem(paths.checkpoints / owner, "the plan has no such candidate")
     states: dict[str, Standing] = {}
     for name, candidate in known.items():
@@ -188,6 +189,8 @@ def _check_coverage(findings: Findings, paths: RunPaths, seal: RunSeal) -> None:
     _check_tree(findings, paths.events, lambda name: name in listed, {os.path.dirname(name) for name in listed})
     held = {f"{name}/{file}" for name in seal.checkpoints for file in (MANIFEST, PAYLOAD)}
     owners = {name.partition("/")[0] for name in seal.checkpoints}
+    # a student that failed before its first checkpoint has left nothing but its mark
+    owners |= {name for name in _listing(paths.checkpoints) if name.startswith(OWNER_PREFIX)}
 
     def mark(name: str) -> bool:  # the empty file that says which session wrote here last
         owner, _, file = name.partition("/")

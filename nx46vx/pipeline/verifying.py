@@ -14,6 +14,7 @@ from nx46vx.pipeline.verify_outside import cache_of, check_cache, check_data, ch
 from nx46vx.pipeline.verify_plan import Plan, check_decisions, check_plan, check_settings
 from nx46vx.pipeline.verify_results import Results
 from nx46vx.pipeline.verify_store import Standing, check_candidates, check_store, sealed_roots
+from nx46vx.pipeline.verify_student import check_student
 from nx46vx.runtime.archive_names import limit_of, stays_behind
 from nx46vx.settings import Settings
 
@@ -69,6 +70,9 @@ def verify(
         results = Results(findings, paths, settings, plan, log, standings, identity)
         with findings.guard(paths.root):
             results.check(seal.root if seal is not None else None, sealed_roots(paths.events))
+        if plan.fit is not None:
+            with findings.guard(paths.root):
+                check_student(findings, paths, settings, plan, log, results.report)
         with findings.guard(paths.root):
             _check_outside(findings, paths, settings, plan, log, results, cache, data)
     _name_the_rest(findings, paths)

@@ -39,6 +39,8 @@ class TrainWatch:
     plan: Callable[[], FitPlan] | None = None
     reported: dict[str, int] = field(default_factory=dict)
     told_in_flight: int = 0
+    student_steps: int = 0
+    student_gpu_seconds: dict[str, float] = field(default_factory=dict)
     _until: int = 0
     _live: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -121,7 +123,7 @@ class Monitor:
             self._cursor(plan, shown, stored)
         self._budget(etas, remaining)
         memory = self._health()
-        quiet = self._stall.stalled((value, stored.total, tuple(shares.values())), now)
+        quiet = self._stall.stalled((value, stored.total, tuple(shares.values()), self.watch.student_steps), now)
         if quiet is not None:
             session.log.emit("STALL_ALERT", seconds_without_progress=quiet, **view)
             say(f"nothing has moved for {quiet:.0f} s")

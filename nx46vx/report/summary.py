@@ -54,6 +54,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
             for m in report["members"]
         ),
         "",
+        *_student(report.get("student")),
         "## Data",
         "",
         f"{coverage['pair_count_discovered']} pairs found, {coverage['train_pair_coverage_pct_effective']:.1f} % used"
@@ -83,3 +84,15 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         *profile_lines(report.get("profile"), report.get("gpu")),
     ]
     return "\n".join(lines)
+
+
+def _student(student: Mapping[str, Any] | None) -> list[str]:
+    """What the student added, where there was one."""
+    if student is None:
+        return []
+    hold, reason = student.get("holdout") or {}, student["fusion"]["reason"]
+    lines = ["## Student", "", f"{'Fused' if student['fused'] else 'Not fused'} with the ensemble: {reason}."]
+    if hold:
+        lines += ["", "| hold-out voxel F0.5 | |", "|---|---|"]
+        lines += [f"| {name} | {hold[f'{name}_f_half']:.4f} |" for name in ("neurons", "student", "fused")]
+    return [*lines, ""]

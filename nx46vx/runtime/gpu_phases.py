@@ -16,6 +16,7 @@ from nx46vx.runtime.sink import EventSink
 PHASES: dict[str, str] = {
     "features": "features are computed by the CPU's kernels",
     "train_supervised": "",
+    "student": "",
     "segment": "volumes are segmented by the CPU's kernels",
 }
 

@@ -116,7 +116,8 @@ class Progress:
     """The shown value. Thread-safe.
 
     ``floor`` and ``earlier``: value and shares that an earlier session showed last. ``ended``: when phases became
-    complete in this session, on ``clock``; ``began`` is its start.
+    complete in this session, on ``clock``; ``began`` is its start. ``left_out``: seconds of optional work between the
+    fit and the segmentation, which are no phase's.
     """
 
     weights: Mapping[str, float]
@@ -126,6 +127,7 @@ class Progress:
     clock: Callable[[], float] = time.monotonic
     began: float = field(init=False)
     ended: dict[str, float] = field(init=False, default_factory=dict)
+    left_out: float = field(init=False, default=0.0)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -143,7 +145,12 @@ class Progress:
         with self._lock:
             ends = [(phase, self.ended[phase]) for phase in PHASES if phase in self.ended]
         starts = [self.began, *(end for _, end in ends)]
-        return {phase: end - start for (phase, end), start in zip(ends, starts, strict=False)}
+        seconds = {phase: end - start for (phase, end), start in zip(ends, starts, strict=False)}
+        return {phase: took - self.not_of(phase) for phase, took in seconds.items()}
+
+    def not_of(self, phase: str) -> float:
+        """Seconds since the phase before it ended that are not its own."""
+        return self.left_out if phase == "segment" else 0.0
 
     @property
     def value(self) -> float:

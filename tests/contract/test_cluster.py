@@ -107,6 +107,24 @@ def test_every_machine_has_an_engine_and_gets_the_features_once(
     assert results(tmp_path / "again") == results(plain)
 
 
+def test_a_student_is_trained_on_the_machine_that_the_run_was_started_on(
+    tmp_path: Path, tiny_data: Path, machines: Callable[..., Machines]
+) -> None:
+    student = {
+        "data.validation_fraction": 0.4, "student.enabled": True, "student.base_channels": 4, "student.levels": 2,
+        "student.patch": [16, 16, 16], "student.steps_per_epoch": 4, "student.epochs": 1, "student.batch_size": 2,
+        "student.validation_cases": 1, "student.overlap": 0.0, "student.loader_workers": 0, "student.tta": False,
+    }  # fmt: skip
+    run(tiny_settings(tiny_data, student), tmp_path / "plain")
+    cluster, root = machines(1), tmp_path / "run"
+    config = over_ray(tmp_path / "c.yaml", tiny_data, tmp_path / "cache", **student)
+    done = ended(cluster_run(config, root, cluster.address))
+    assert done.code == 0, done.stderr
+    assert len(events(root, "STUDENT_EPOCH")) == 1 and results(root) == results(tmp_path / "plain")
+    (one,), (other,) = (events(tmp_path / name, "STUDENT_FUSION") for name in ("run", "plain"))
+    assert one["weights"] == other["weights"] and one["holdout"] == other["holdout"]
+
+
 def test_a_machine_lost_midway_costs_time_and_no_bit(
     tmp_path: Path, tiny_data: Path, machines: Callable[..., Machines]
 ) -> None:

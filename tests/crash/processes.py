@@ -166,6 +166,20 @@ def held_in_the_middle(relatives: Sequence[psutil.Process], root: Path) -> tuple
     return None
 
 
+def held_past_a_checkpoint(driver: psutil.Process, root: Path) -> bool:
+    """Whether a driver that runs trials itself is now stopped (SIGSTOP) in a candidate that has a checkpoint."""
+    if candidate_of(driver, root) is None:
+        return False
+    driver.suspend()
+    candidate = candidate_of(driver, root)
+    if candidate is not None and not _said_to_be_done(root, candidate):
+        with contextlib.suppress(FileNotFoundError):
+            if any(name.startswith("ckpt-") for name in os.listdir(RunPaths(root).checkpoints / candidate)):
+                return True
+    driver.resume()
+    return False
+
+
 def _said_to_be_done(root: Path, candidate: str) -> bool:
     """Whether a candidate's log holds its end; as bytes, because its writer may be in the middle of a line."""
     return any(b'"CANDIDATE_DONE"' in path.read_bytes() for path in (RunPaths(root).events / candidate).glob("*.jsonl"))

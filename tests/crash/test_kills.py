@@ -17,6 +17,7 @@ from processes import (
     commits,
     engines,
     held_in_the_middle,
+    held_past_a_checkpoint,
     reopened,
     session_of,
     slowness,
@@ -27,7 +28,8 @@ from processes import (
 )  # fmt: skip
 from tiny import events
 
-INLINE_SEEDS, INLINE_KILLS = range(8), 10
+#: ``HELD``: the kill that is drawn in the search and then waits until it falls between two checkpoints of a candidate.
+INLINE_SEEDS, INLINE_KILLS, HELD = range(8), 10, 7
 RAY_KILLS = 5
 
 #: What a run says on its way, and for how many seconds after it a kill is drawn.
@@ -79,6 +81,10 @@ class Toll:
             there = process.until(lambda: moment[0] in process.said)
             time.sleep(self.chance.uniform(0.0, moment[1]))
         return there and process.running
+
+    def hold(self, process: Process) -> bool:
+        """Until it is stopped between two checkpoints of one candidate; False if it ended."""
+        return process.until(lambda: any(held_past_a_checkpoint(one, self.root) for one in process.family()[:1]))
 
     def kill(self, process: Process, *, driver_only: bool = False) -> bool:
         """Whether this ended a run at work; it is counted then."""
@@ -140,7 +146,8 @@ def test_a_run_killed_ten_times_gives_the_same_bytes(
     toll = Toll(room, whole_config(room, tiny_data, "inline"), processes, reference, random.Random(seed))
     while toll.kills < INLINE_KILLS:
         process = toll.start()
-        if not (toll.wait(process, inline_moment(toll.chance, toll.kills)) and toll.kill(process)):
+        there = toll.wait(process, inline_moment(toll.chance, toll.kills))
+        if not (there and (toll.kills != HELD or toll.hold(process)) and toll.kill(process)):
             toll.over(process)
     toll.over(toll.start())
     assert toll.resumed, "no candidate was continued from a checkpoint"

@@ -16,7 +16,7 @@ from nx46vx.runtime.files import Files
 
 EVENTS, CHECKPOINTS, MIRROR = Path("/run/events"), Path("/run/checkpoints"), Path("/second")
 OWNER = "k0_a"
-LAST, EVERY = 12, 2  # six checkpoints: the fifth is the first to be written over a retired one
+LAST, EVERY = 12, 2  # six checkpoints: the fourth is the first to be written over a retired one
 SEGMENT_BYTES = 2200
 
 

@@ -208,8 +208,8 @@ def test_a_damaged_one_does_not_count_as_kept_and_is_left_for_inspection(tmp_pat
 def test_retention_counts_from_the_newest():
     assert removable([1, 2, 3, 7], 2) == [1, 2]
     assert removable([5], 2) == []
-    with pytest.raises(ValueError, match="at least one"):
-        removable([1], 0)
+    with pytest.raises(ValueError, match="at least two"):
+        removable([1], 1)
 
 
 # two roots

@@ -123,6 +123,17 @@ def test_where_the_target_was_set_anew_the_share_waits_for_the_formula() -> None
     assert counts((whole, whole * 3 // 4), **fields).share == pytest.approx(1.75 / 3)
 
 
+def test_optional_work_before_the_segmentation_is_no_phases_own() -> None:
+    now = iter([0.0, 1.0, 3.0, 103.0, 104.0])
+    progress = Progress(DEFAULT_WEIGHTS, clock=lambda: next(now))
+    progress.set("train_data", 1.0)
+    progress.set("train_fit", 1.0)
+    progress.left_out += 95.0
+    progress.set("segment", 1.0)
+    progress.set("package", 1.0)
+    assert progress.phase_seconds() == {"train_data": 1.0, "train_fit": 2.0, "segment": 5.0, "package": 1.0}
+
+
 def test_100_is_shown_only_when_every_phase_is_complete() -> None:
     progress = Progress(DEFAULT_WEIGHTS)
     for phase in PHASES[:-1]:

@@ -13,6 +13,7 @@ from nx46vx.runtime.device import DeviceChoice, Gpu
 from nx46vx.settings import ResourceSettings, load_settings
 from search import resources as room
 from search.resources import ENGINE_CPUS, Node, Resources, Spot, plan_resources
+from search.student import own_device
 
 GIB = 1 << 30
 
@@ -168,3 +169,16 @@ def test_every_machine_has_room_for_an_engine_that_lost_its_own(sizes: tuple[int
 def test_usable_cpus_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room.os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
     assert room.usable_cpus() == 3
+
+
+def test_students_stay_on_this_machine_whatever_else_the_cluster_has() -> None:
+    cpu = DeviceChoice("cpu", (), "none")
+    nodes = [Node("a", "a", 4, 8 * GIB, cpu), Node("b", "b", 4, 8 * GIB, some_gpus(2))]
+    assert own_device(plan_resources(ResourceSettings(), nodes, "a")) == cpu
+    assert own_device(plan_resources(ResourceSettings(), nodes, "b")) == some_gpus(2)
+    assert own_device(plan_resources(ResourceSettings(), nodes, "elsewhere")).name == "cpu"
+
+
+def test_without_a_cluster_students_get_what_the_engines_get(machine: Any) -> None:
+    machine(4, gpus=2)
+    assert own_device(planned(gpus=1)) == some_gpus(1)

@@ -217,7 +217,10 @@ def test_how_the_work_is_run_is_no_part_of_what_comes_out() -> None:
     assert result_keys(load(None, other)) == plain
     everything = flatten(Settings().model_dump(mode="json"))
     skipped = {key for key in everything if any(key == k or key.startswith(f"{k}.") for k in EXECUTION_KEYS)}
-    assert set(plain) == set(everything) - skipped
+    student = {key for key in everything if key.startswith("student.")}
+    assert set(plain) == set(everything) - skipped - student
+    assert set(result_keys(load(None, {"student.enabled": "auto"}))) == set(everything) - skipped
+    assert result_keys(load(None, {"student.epochs": 2})) == plain  # of a student that nobody asked for
     for key, value in {"seed": 1, "solver.method": "ista", "grid.max_iter": 130, "mask.z_radius": 2}.items():
         assert result_keys(load(None, {key: value})) != plain
 

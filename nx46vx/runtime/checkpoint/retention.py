@@ -11,8 +11,8 @@ def removable(numbers: Collection[int], keep: int) -> list[int]:
     Damaged checkpoints and those of other runs are not to be among ``numbers``: they count for nothing and stay.
 
     Raises:
-        ValueError: ``keep`` is below 1.
+        ValueError: ``keep`` is below 2: while a checkpoint is committed, the one before it has to stay.
     """
-    if keep < 1:
-        raise ValueError("at least one checkpoint has to be kept")
+    if keep < 2:
+        raise ValueError("at least two checkpoints have to be kept")
     return sorted(numbers)[:-keep]

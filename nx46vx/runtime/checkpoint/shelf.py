@@ -94,7 +94,7 @@ class Shelf:
     def put(
         self, number: int, manifest: bytes, payload: bytes, guard: Callable[[], None], spare: Path | None = None
     ) -> Path:
-        """Commit a checkpoint; durable when this returns. ``guard`` is asked right before it gets its name.
+        """Give a checkpoint its name; ``sync`` makes that durable. ``guard`` is asked right before.
 
         ``spare``: a retired folder to be written over, this one synced since it lost its name.
 
@@ -113,21 +113,23 @@ class Shelf:
         except (OSError, StoppedError):
             self._discard(temporary)
             raise
-        self.files.fsync_folder(self.folder)
         return self.path(number)
 
-    def retire(self, numbers: Iterable[int]) -> list[Path]:
-        """Take their names from checkpoints. What they hold may go (``remove``) once the folder has been synced: a
-        power loss could otherwise bring a name back without its content."""
-        retired = []
-        for number in numbers:
-            retired.append(self.folder / f".trash-{number:08d}-{uuid.uuid4().hex[:12]}")
-            self.files.rename(self.path(number), retired[-1])
+    def sync(self) -> None:
+        """Make the names durable."""
+        self.files.fsync_folder(self.folder)
+
+    def retire(self, number: int) -> Path:
+        """Take a checkpoint's name. What it holds may go once the folder has been synced: a power loss could otherwise
+        bring the name back without its content."""
+        retired = self.folder / f".trash-{number:08d}-{uuid.uuid4().hex[:12]}"
+        self.files.rename(self.path(number), retired)
         return retired
 
     def remove(self, retired: Iterable[Path]) -> None:
+        """Remove what was retired; what will not go is removed by the next who takes over."""
         for path in retired:
-            remove_folder(self.files, path)
+            self._discard(path)
 
     def _new_name(self) -> Path:
         return self.folder / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:12]}"

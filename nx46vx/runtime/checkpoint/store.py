@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,7 @@ class _Owner:
     next_number: int
     last_anchor: str
     valid: dict[Path, set[int]]  # root -> numbers of this run's checkpoints there
-    retired: dict[Path, list[Path]]  # root -> folders without a name, to be used again or removed after the next sync
-    spare: dict[Path, Path]  # root -> a folder to be used again now
+    spare: dict[Path, Path]  # root -> a folder that has durably lost its name, to be written over
 
 
 class CheckpointStore:
@@ -42,7 +41,7 @@ class CheckpointStore:
 
     ``identity``: digests (text) that a checkpoint has to share with this run to be continued exactly. ``fence``: the
     epoch of the lock (:class:`~nx46vx.runtime.lock.DirectoryLock`) that this process holds for the owners it commits
-    for. ``keep``: checkpoints kept per owner. One thread at a time per owner.
+    for. ``keep``: checkpoints kept per owner, two or more. One thread at a time per owner.
     """
 
     def __init__(
@@ -53,6 +52,7 @@ class CheckpointStore:
         self.run_id, self.identity, self.fence, self.keep = run_id, dict(identity), fence, keep
         self._files = files
         self._owners: dict[str, _Owner] = {}
+        self._claimed: set[str] = set()
 
     def claim(self, owner: str) -> None:
         """Take an owner over: commits of writers with a lower fencing epoch are refused from now on.
@@ -67,6 +67,7 @@ class CheckpointStore:
             self._shelf(self.root, owner).claim(self.fence)
         except OSError as error:
             raise from_os_error(error, "opening the checkpoint store", self.root / owner) from error
+        self._claimed.add(owner)
 
     def commit(
         self, owner: str, *, cursor: Mapping[str, int], model_state: Mapping[str, Any],
@@ -75,10 +76,10 @@ class CheckpointStore:
     ) -> Checkpoint:  # fmt: skip
         """Write one checkpoint; it and the events before it are durable when this returns.
 
-        Order: log synced, payload, manifest, folder, rename, parent folder, the same in the mirror, prune. A mirror
-        that refuses costs an event (``CHECKPOINT_MIRROR_FAILED``), not the run. ``cursor``: ``epoch, candidate_index,
-        candidate_total, iter, max_iter``. ``rng``: generator name (``numpy, python, torch``) -> its state, or a text
-        that says why there is none. ``metrics`` may hold NaN (null in the manifest), the states may not.
+        Order: log synced, payload, manifest, folder, rename, oldest retired, parent folder, the same in the mirror. A
+        mirror that refuses costs an event (``CHECKPOINT_MIRROR_FAILED``), not the run. ``cursor``: ``epoch,
+        candidate_index, candidate_total, iter, max_iter``. ``rng``: generator name (``numpy, python, torch``) -> its
+        state, or a text that says why there is none. ``metrics`` may hold NaN (null in the manifest), states not.
 
         Raises:
             StoppedError: another writer with a higher fencing epoch has taken this owner over.
@@ -100,14 +101,11 @@ class CheckpointStore:
             }  # fmt: skip
             manifest = manifests.render(fields)
             known.next_number += 1
-            spare = known.spare.pop(self.root, None)
-            path = shelf.put(fields["number"], manifest, payload, lambda: shelf.check_fence(self.fence), spare)
+            path = self._move_in(self.root, owner, known, fields["number"], manifest, payload, sink)
         except OSError as error:
             raise from_os_error(error, "writing a checkpoint", self.root / owner) from error
         known.last_anchor = fields["merkle_curr"]
-        known.valid[self.root].add(fields["number"])
         self._copy_to_mirror(owner, known, fields["number"], manifest, payload, sink)
-        self._prune(owner, known, sink)
         sink.emit(
             "CHECKPOINT_COMMIT", owner=owner, number=fields["number"], kind=kind, cursor=dict(cursor),
             sha512_payload=fields["sha512_payload"], bytes=len(payload) + len(manifest),
@@ -225,14 +223,14 @@ class CheckpointStore:
         return checkpoint
 
     def _take_over(self, owner: str) -> _Owner:
-        """Claim an owner and learn where its checkpoints stand; numbers once used are not used again."""
-        self.claim(owner)
+        """Claim an owner, if that was not done, and learn where its checkpoints stand; no number is used again."""
+        if owner not in self._claimed:
+            self.claim(owner)
         newest = self.latest(owner)
         used = {root: self._shelf(root, owner).numbers() for root in self._roots()}
         valid = {root: {one.number for one in self._valid(root, owner)} for root in self._roots()}
         number = max((number for numbers in used.values() for number in numbers), default=0) + 1
-        retired: dict[Path, list[Path]] = {root: [] for root in self._roots()}
-        known = _Owner(number, newest.manifest["merkle_curr"] if newest else NO_ANCHOR, valid, retired, {})
+        known = _Owner(number, newest.manifest["merkle_curr"] if newest else NO_ANCHOR, valid, {})
         self._shelf(self.root, owner).tidy()
         self._owners[owner] = known
         return known
@@ -251,36 +249,43 @@ class CheckpointStore:
             "merkle_count": anchor["count"], "sha512_payload": digest_bytes(payload), "payload_bytes": len(payload),
         }  # fmt: skip
 
+    def _move_in(
+        self, root: Path, owner: str, known: _Owner, number: int, manifest: bytes, payload: bytes, sink: EventSink
+    ) -> Path:
+        """A checkpoint moves in and what is too old moves out, both durable with one sync of the names.
+
+        Whatever part of that a power loss undoes, the checkpoint before this one stays. The next commit writes over
+        what moved out.
+        """
+        shelf, first, valid = self._shelf(root, owner), self._shelf(self.root, owner), known.valid[root]
+        guard: Callable[[], None] = lambda: first.check_fence(self.fence)  # noqa: E731
+        path = shelf.put(number, manifest, payload, guard, known.spare.pop(root, None))
+        retired: list[Path] = []
+        try:
+            for old in removable(valid | {number}, self.keep):
+                retired.append(shelf.retire(old))
+                valid.discard(old)
+        except OSError as error:  # nothing is lost by keeping too much
+            sink.emit("CHECKPOINT_PRUNE_FAILED", owner=owner, path=str(shelf.folder), error=str(error))
+        shelf.sync()
+        valid.add(number)
+        if retired:
+            known.spare[root] = retired.pop()
+        shelf.remove(retired)
+        return path
+
     def _copy_to_mirror(
         self, owner: str, known: _Owner, number: int, manifest: bytes, payload: bytes, sink: EventSink
     ) -> None:
         if self.mirror is None:
             return
-        first, shelf = self._shelf(self.root, owner), self._shelf(self.mirror, owner)
         try:
             if not known.valid[self.mirror]:
-                shelf.tidy()
-            spare = known.spare.pop(self.mirror, None)
-            shelf.put(number, manifest, payload, lambda: first.check_fence(self.fence), spare)
-            known.valid[self.mirror].add(number)
+                self._shelf(self.mirror, owner).tidy()
+            self._move_in(self.mirror, owner, known, number, manifest, payload, sink)
         except OSError as error:
-            sink.emit("CHECKPOINT_MIRROR_FAILED", owner=owner, number=number, path=str(shelf.folder), error=str(error))
-
-    def _prune(self, owner: str, known: _Owner, sink: EventSink) -> None:
-        """Retire what is too old; of what the last commit retired (this one's sync has made that durable), the next one
-        writes over one folder, and the others are removed."""
-        for root in self._roots():
-            shelf = self._shelf(root, owner)
-            old = removable(known.valid[root], self.keep)
-            known.valid[root].difference_update(old)
-            last, known.retired[root] = known.retired[root], []
-            if last and root not in known.spare:
-                known.spare[root] = last.pop()
-            try:
-                shelf.remove(last)
-                known.retired[root] = shelf.retire(old)
-            except OSError as error:  # nothing is lost by keeping too much
-                sink.emit("CHECKPOINT_PRUNE_FAILED", owner=owner, path=str(shelf.folder), error=str(error))
+            folder = str(self.mirror / owner)
+            sink.emit("CHECKPOINT_MIRROR_FAILED", owner=owner, number=number, path=folder, error=str(error))
 
 
 def _age(checkpoint: Checkpoint) -> tuple[int, int, int]:
