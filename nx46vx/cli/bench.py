@@ -72,6 +72,18 @@ def inference(quick: Quick = False, json: Json = False) -> None:
     _show(outcome_of("inference", module.measure(quick), module.BOUNDS), quick, json)
 
 
+@bench.command()
+def masks(quick: Quick = False, json: Json = False) -> None:
+    """What each step from probability to mask adds to the competition's score of held-out generated volumes."""
+    from nx46vx.bench import ablation as module
+
+    outcome = module.measure(module.QUICK if quick else module.Sizes())
+    if json:
+        _show(outcome, quick, json)
+    else:
+        typer.echo(module.table(outcome))
+
+
 def _show(outcome: Outcome, quick: bool, as_json: bool, folder: Path | None = None) -> None:
     import tempfile
 

@@ -1,0 +1,162 @@
+"""nx46vx bench masks: what each step from probability to mask adds to the competition's score of held-out volumes.
+
+An ensemble is fitted on generated volumes, the rule's thresholds are chosen on others, and the masks of further ones,
+of scrolls that neither saw, are scored: with all steps, and with each step left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from nx46vx.bench.frame import Figure, Outcome
+from nx46vx.data.synthetic import make_case
+from nx46vx.inference.calibrate import calibrate_mask
+from nx46vx.inference.masks.doubt import Prediction
+from nx46vx.inference.masks.parameters import MaskRule
+from nx46vx.inference.masks.profile import VolumeProfile
+from nx46vx.inference.postprocess import mask_of
+from nx46vx.inference.predict import predict
+from nx46vx.inference.scoring import LabelScorer, VolumeScore
+from nx46vx.model.ensemble import Ensemble
+from nx46vx.paths import RunPaths
+from nx46vx.pipeline.maskrule import configured_rule
+from nx46vx.pipeline.run import run
+from nx46vx.settings import MaskSettings, Settings
+
+#: What leaving a step out means.
+STEPS: Mapping[str, Mapping[str, Any]] = {
+    "doubt as a filter": {"max_doubt": 1.0, "max_disagreement": 0.5},
+    "slice support": {"slice_support": False},
+    "slice bridging": {"slice_gap": 0},
+    "closing": {"z_radius": 0, "xy_radius": 0},
+    "separation": {"split_levels": 0},
+    "tunnel plugging": {"tunnel_radius": 0},
+    "hole plugging": {"hole_size": 0},
+    "border": {"border": 0},
+    "dust removal": {"dust_min_size": 0},
+}
+PARTS = ("score", "topo", "surface_dice", "voi")
+#: Scrolls below are those that the ensemble is fitted on.
+_HELD_OUT = 40
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Edge of the volumes, how many there are of each kind, and samples of each for the fit."""
+
+    edge: int = 128
+    fitted: int = 9
+    chosen_on: int = 3
+    held_out: int = 8
+    samples: int = 20_000
+
+
+QUICK = Sizes(edge=64, fitted=6, chosen_on=1, held_out=2, samples=4000)
+Labelled = tuple[Prediction, np.ndarray]
+
+
+def measure(sizes: Sizes, mask: MaskSettings | None = None) -> Outcome:
+    """Scores of every variant; a figure's values are those of the held-out volumes."""
+    mask = mask or MaskSettings()
+    ensemble, vote_at = _fitted(sizes)
+
+    def volumes(count: int, first: int) -> list[Labelled]:
+        found = []
+        for number in range(first, first + count):
+            volume, label = make_case((sizes.edge,) * 3, scroll=number, seed=number)
+            found.append((predict(volume, ensemble, block=160, vote_at=vote_at), label))
+        return found
+
+    choosing, held_out = volumes(sizes.chosen_on, _HELD_OUT - sizes.chosen_on), volumes(sizes.held_out, _HELD_OUT)
+    started = time.perf_counter()
+    variants = _variants(choosing, mask)
+    calibrating = time.perf_counter() - started
+    scores, seconds = _scored(held_out, variants)
+    figures = [
+        Figure(f"{_key(name)}_{part}", f"{name}: {part.replace('_', ' ')}", tuple(getattr(s, part) for s in found))
+        for name, found in scores.items()
+        for part in PARTS
+    ]
+    figures.append(Figure("mask_s", "seconds of a mask, all steps", tuple(seconds), "s"))
+    table = {
+        name: {part: statistics.fmean(getattr(s, part) for s in found) for part in PARTS}
+        for name, found in scores.items()
+    }
+    rule = variants["all steps"].to_json()
+    return Outcome("masks", figures, {**asdict(sizes), "rule": rule, "calibration_s": calibrating, "means": table})
+
+
+def table(outcome: Outcome) -> str:
+    """Means over the held-out volumes as Markdown, and what each variant has less than all steps."""
+    means = outcome.sizes["means"]
+    whole = means["all steps"]
+    rows = ["| Variant | Score | Topo | SurfaceDice | VOI | All steps have more by |", "|---|---|---|---|---|---|"]
+    for name, parts in means.items():
+        less = "" if name == "all steps" else f"{whole['score'] - parts['score']:+.4f}"
+        rows.append("| " + " | ".join([name, *(f"{parts[part]:.4f}" for part in PARTS), less]) + " |")
+    return "\n".join(rows)
+
+
+def _key(name: str) -> str:
+    return name.replace(" ", "_").replace(",", "")
+
+
+def _fitted(sizes: Sizes) -> tuple[Ensemble, float]:
+    """The ensemble of a whole run, the full grid included, on volumes made for it."""
+    settings = Settings.model_validate(
+        {
+            "data": {
+                "synthetic": {"train_cases": sizes.fitted, "test_cases": 1, "size": sizes.edge, "scrolls": 6},
+                "validation_fraction": 0.25, "holdout_fraction": 0.2,
+            },
+            "features": {
+                "max_samples_per_volume": sizes.samples, "validation_samples_per_volume": sizes.samples,
+            },
+            "growth": {"enabled": False},
+            "resources": {"executor": "inline", "device": "cpu"},
+        }
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="nx46vx-bench-") as folder:
+        report = run(settings, Path(folder) / "run")
+        ensemble = Ensemble.from_json(orjson.loads(RunPaths(Path(folder) / "run").ensemble.read_bytes()))
+    return ensemble, float(report["masks"]["vote_at"])
+
+
+def _variants(choosing: Sequence[Labelled], mask: MaskSettings) -> dict[str, MaskRule]:
+    """Rules by name, each with thresholds chosen for it; a step is left out of the chosen rule, all else the same."""
+    start, *_ = configured_rule(mask)
+    whole = calibrate_mask(choosing, start, strong=True, weak=True).rule
+    found = {"all steps": whole}
+    found |= {f"without {name}": replace(whole, **off) for name, off in STEPS.items()}
+    found["without hysteresis"] = replace(whole, strong=whole.weak)
+    common, *_ = configured_rule(mask.model_copy(update={"thresholds": "global"}))
+    found["one threshold for all volumes"] = calibrate_mask(choosing, common, strong=True, weak=True).rule
+    found["doubt does not move thresholds"] = replace(whole, doubt_weight=0.0)
+    bare = replace(start, **{key: value for off in STEPS.values() for key, value in off.items()})
+    found["hysteresis alone"] = calibrate_mask(choosing, bare, strong=True, weak=True).rule
+    return found
+
+
+def _scored(
+    held_out: Sequence[Labelled], variants: Mapping[str, MaskRule]
+) -> tuple[dict[str, list[VolumeScore]], list[float]]:
+    scores: dict[str, list[VolumeScore]] = {name: [] for name in variants}
+    seconds = []
+    for prediction, label in held_out:
+        scorer, profile = LabelScorer(label), VolumeProfile.of(prediction)
+        for name, rule in variants.items():
+            started = time.perf_counter()
+            made = mask_of(prediction, rule, profile)
+            if name == "all steps":
+                seconds.append(time.perf_counter() - started)
+            scores[name].append(scorer.score(made))
+    return scores, seconds
