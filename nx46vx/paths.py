@@ -87,6 +87,29 @@ class RunPaths:
         return self.masks / f"{case_id}.tif"
 
     @property
+    def mask_search(self) -> Path:
+        """The search over the mask's parameters."""
+        return self.root / "mask_search"
+
+    @property
+    def mask_journal(self) -> Path:
+        """Optuna's journal, which optuna-dashboard opens."""
+        return self.mask_search / "journal.log"
+
+    @property
+    def mask_leaderboard(self) -> Path:
+        return self.mask_search / "leaderboard.csv"
+
+    @property
+    def mask_importance(self) -> Path:
+        return self.mask_search / "importance.svg"
+
+    @property
+    def mask_volumes(self) -> Path:
+        """Predictions that trials score masks of; made for the time of the search."""
+        return self.mask_search / "volumes"
+
+    @property
     def uncertainty(self) -> Path:
         return self.root / "uncertainty"
 

@@ -141,6 +141,13 @@ class CheckpointSettings(_Section):
     )
 
 
+class MaskSearchSettings(_Section):
+    """The search over the mask's parameters, by the competition's score of validation volumes."""
+
+    trials: int = Field(48, ge=0, le=100_000, description="parameter sets that are tried; 0: none, no search")
+    batch: int = Field(4, ge=1, le=1000, description="trials that are drawn together, before any of them is scored")
+
+
 class MaskSettings(_Section):
     """From probability to mask. A step is off at 0; ``slice_support`` at false, ``max_doubt`` at 1,
     ``max_disagreement`` at 0.5."""
@@ -167,6 +174,7 @@ class MaskSettings(_Section):
     dust_min_size: int = Field(64, ge=0, description="components with fewer voxels are dropped")
     calibration_volumes: int = Field(2, ge=1, description="validation volumes that choose thresholds and parameters")
     keep_maps: bool = Field(True, description="keep the members' deviation and disagreement of each test volume")
+    search: MaskSearchSettings = MaskSearchSettings()
 
     @model_validator(mode="after")
     def _ordered(self) -> MaskSettings:

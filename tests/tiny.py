@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
     "features": {"max_samples_per_volume": 600, "validation_samples_per_volume": 800, "block": 64},
     "grid": {"meta_neurons": 2, "l1": [0.001, 0.01], "l2": [0.001], "max_iter": 20},
     "growth": {"enabled": False},
+    "mask": {"search": {"trials": 0}},
     "resources": {"executor": "inline", "device": "cpu"},
 }
 CANDIDATES, ITERATIONS = 4, 20

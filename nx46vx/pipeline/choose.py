@@ -59,8 +59,7 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
         ],
         "holdout": _holdout(session, cases, fit, weighted, combination, threshold_at),
     }
-    marks = {"reduced": session.settings.reduced, "complete": fit.complete}
-    write_json(session.paths.ensemble, {**marks, **ensemble.to_json()})
+    write_ensemble(session, ensemble, complete=fit.complete)
     session.log.emit("ENSEMBLE", intercept=ensemble.intercept, **figures)
     hold = figures["holdout"]
     say(
@@ -69,6 +68,12 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
         f"{hold['best_member_average_precision']:.3f} of the best single member"
     )
     return Choice(ensemble, figures)
+
+
+def write_ensemble(session: Session, ensemble: Ensemble, *, complete: bool) -> None:
+    """Write ``ensemble.json``; ``complete``: nothing of the run is left undone."""
+    marks = {"reduced": session.settings.reduced, "complete": complete}
+    write_json(session.paths.ensemble, {**marks, **ensemble.to_json()})
 
 
 def _holdout(

@@ -55,7 +55,7 @@ def _accelerations(settings: Settings) -> list[str]:
     useful = {
         "more_trials_in_flight": settings.resources.executor == "ray",
         "no_further_growth": settings.growth.enabled,
-        "optional_phases_off": settings.student.enabled == "auto",
+        "optional_phases_off": settings.student.enabled == "auto" or settings.mask.search.trials > 0,
         "test_time_augmentation_off": settings.student.enabled is not False and settings.student.tta == "auto",
         "prefetch": True,
     }

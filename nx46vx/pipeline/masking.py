@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from nx46vx.model.metrics import THRESHOLDS
 from nx46vx.pipeline.choose import Choice
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.maskrule import configured_rule
+from nx46vx.pipeline.masksearch import Searched, search_rule
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.heartbeat import heartbeat
 
@@ -29,17 +31,25 @@ Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class MaskChoice:
-    """The rule, the probability at which a member votes for surface, and the voxel F0.5 on validation volumes."""
+    """The rule, the probability at which a member votes for surface, and the voxel F0.5 on validation volumes.
+
+    ``search``: figures of the search, None where there was none. ``undecided``: it was stopped, and goes on later.
+    """
 
     rule: MaskRule
     vote_at: float
     f_half: float
+    search: dict[str, Any] | None = None
+    undecided: bool = False
 
 
-def choose_rule(session: Session, cases: Cases, choice: Choice, refine: Refine | None = None) -> MaskChoice:
+def choose_rule(
+    session: Session, cases: Cases, choice: Choice, refine: Refine | None = None, *, search: bool = False
+) -> MaskChoice:  # fmt: skip
     """Choose the thresholds that the configuration leaves open; ``MASK_PARAMETERS`` says what was chosen.
 
-    ``refine``: what another model makes of the ensemble's probability, where there is one.
+    ``refine``: what another model makes of the ensemble's probability, where there is one. ``search``: whether
+    the run is whole, so that a better rule may be searched for.
 
     Raises:
         StoppedError: only the margin is left, or a signal asked for the end and this would take too long.
@@ -49,11 +59,14 @@ def choose_rule(session: Session, cases: Cases, choice: Choice, refine: Refine |
     with heartbeat(session.log, "calibrate"):
         volumes = _validation(session, cases, choice.ensemble, vote_at, refine)
         found = calibrate_mask(volumes, start, strong=strong, weak=weak)
-    rule = found.rule
+    searched = Searched(found.rule, None)
+    if search and session.settings.mask.search.trials:
+        searched = search_rule(session, found.rule, volumes, _names(session, cases), thresholds=strong and weak)
+    rule = searched.rule
     session.log.emit("MASK_PARAMETERS", **rule.to_json(), vote_at=vote_at, validation_f_half=found.f_half)
     unit = "times the expected surface" if rule.per_volume else "probability"
     say(f"masks: strong {rule.strong:.3g}, weak {rule.weak:.3g} ({unit}), validation F0.5 {found.f_half:.3f}")
-    return MaskChoice(rule, vote_at, found.f_half)
+    return MaskChoice(rule, vote_at, found.f_half, searched.figures, searched.undecided)
 
 
 def predicted(
@@ -82,6 +95,10 @@ def _validation(
         check_time(session)
         found.append((predicted(session, _image(case), ensemble, vote_at, refine), _label(case)))
     return found
+
+
+def _names(session: Session, cases: Cases) -> list[str]:
+    return [case.case_id for case in cases.of("validation")[: session.settings.mask.calibration_volumes]]
 
 
 def _image(case: Case) -> np.ndarray:

@@ -17,7 +17,7 @@ _NEWEST = frozenset(
     {
         "BOOT", "PHASE_WEIGHT_CALIBRATION", "PLAN", "DATASET_DISCOVERY", "TRAIN_DATASET_AUDIT",
         "TRAIN_COVERAGE_PLAN", "SPLIT", "ENSEMBLE", "MASK_PARAMETERS", "GLOBAL_STATS", "RUN_PROFILE_SUMMARY",
-        "STUDENT_DECISION", "STUDENT_ENDED", "STUDENT_FUSION", "EXEC_COMPLETE",
+        "STUDENT_DECISION", "STUDENT_ENDED", "STUDENT_FUSION", "EXEC_COMPLETE", "MASK_SEARCH", "MASK_SEARCH_SKIPPED",
     }
 )  # fmt: skip
 
@@ -55,6 +55,7 @@ class RunLog:
     epoch_best: dict[str, float] = field(default_factory=dict)
     traces: dict[tuple[str, str], Event] = field(default_factory=dict)  # (array, case id)
     thresholds: dict[str, Event] = field(default_factory=dict)  # case id -> its MASK_THRESHOLDS
+    mask_trials: dict[int, Event] = field(default_factory=dict)  # number -> its MASK_TRIAL
     skipped: dict[str, str] = field(default_factory=dict)
     boots: list[Event] = field(default_factory=list)
     data_dirs: set[str] = field(default_factory=set)
@@ -104,7 +105,7 @@ def _from_driver(log: RunLog, name: str, event: Event) -> None:
         log.datasets.add(str(event["digest"]))
         log.skipped = {str(case_id): str(reason) for case_id, reason in event["skipped"]}
     elif name == "RESUME_INCOMPATIBLE" and event.get("action"):  # what was decided and handed in before is set aside
-        for table in (log.neurons, log.growth, log.epoch_best, log.traces, log.thresholds):
+        for table in (log.neurons, log.growth, log.epoch_best, log.traces, log.thresholds, log.mask_trials):
             table.clear()
         for one in _OF_A_RESULT:
             log.newest.pop(one, None)
@@ -117,6 +118,8 @@ def _from_driver(log: RunLog, name: str, event: Event) -> None:
         log.growth[str(event["neurons"])] = event
     elif name == "PROGRESS_UPDATE" and event.get("substage") == "epoch_done":
         log.epoch_best[str(int(event["index"]) - 1)] = event["best_objective"]
+    elif name == "MASK_TRIAL":
+        log.mask_trials[int(event["number"])] = event
     elif name == "MASK_THRESHOLDS":
         log.thresholds[str(event["case_id"])] = event
     elif name == "ARRAY_TRACE" and "case_id" in event:

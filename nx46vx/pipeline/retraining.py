@@ -41,7 +41,7 @@ def set_results_aside(
     try:
         for path in (
             paths.report_json, paths.report_md, paths.submission, paths.leaderboard, paths.ensemble, paths.progress,
-            paths.decisions, paths.profile, paths.plan,
+            paths.decisions, paths.profile, paths.plan, paths.mask_search,
         ):  # fmt: skip
             if path.exists():
                 _move(path, folder)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from nx46vx import __version__
 from nx46vx.errors import NX46Error, StoppedError
 from nx46vx.logs import say
 from nx46vx.paths import RunPaths
-from nx46vx.pipeline.choose import choose
+from nx46vx.pipeline.choose import choose, write_ensemble
 from nx46vx.pipeline.clustering import Machines, check_machines, find_machines
 from nx46vx.pipeline.dataset import find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
@@ -166,7 +166,12 @@ def _stages(
             refine = fuse_student(session, cases, fit, choice, trained)
     session.costs.add("ensemble", seconds["ensemble"])
     with stage("mask_rule"):
-        chosen = choose_rule(session, cases, choice, refine)
+        chosen = choose_rule(session, cases, choice, refine, search=complete)
+    if chosen.undecided:
+        complete = False
+        fit = replace(fit, complete=False)
+        write_ensemble(session, choice.ensemble, complete=False)
+        _flush(session, fit)
     with stage("segment") as use:
         if all(session.paths.mask(case.case_id).exists() for case in cases.dataset.test):
             use.nothing_to_do()

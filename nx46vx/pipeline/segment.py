@@ -68,7 +68,7 @@ def segment(
     session.costs.save()
     return {
         "rule": chosen.rule.to_json(), "vote_at": chosen.vote_at, "validation_f_half": chosen.f_half,
-        "thresholds": thresholds, "foreground": foreground,
+        "thresholds": thresholds, "foreground": foreground, "search": chosen.search,
     }  # fmt: skip
 
 

@@ -94,7 +94,11 @@ def check_decisions(findings: Findings, paths: RunPaths, log: RunLog) -> None:
         if weighed is not None:
             told = {"weights": weighed["weights"]}
             findings.compare(paths.decisions, told, value.get("progress", {}), "progress")
-        for kind in sorted(value.keys() - {"growth", "epoch_best", "progress", "student"}):
+        for name in {"MASK_SEARCH", "MASK_SEARCH_SKIPPED"} & log.session:
+            event = log.newest[name]
+            told = {"trials": {"trials": event.get("trials", 0), "reason": event["reason"]}}
+            findings.compare(paths.decisions, told, value.get("mask_search", {}), "mask_search")
+        for kind in sorted(value.keys() - {"mask_search", "growth", "epoch_best", "progress", "student"}):
             findings.skip(f"decisions.json, {kind}", "nothing else records it")
 
 

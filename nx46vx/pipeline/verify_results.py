@@ -17,7 +17,7 @@ from nx46vx.pipeline.findings import Findings
 from nx46vx.pipeline.primary import CandidateLog, RunLog
 from nx46vx.pipeline.profiling import short
 from nx46vx.pipeline.recompute import Record, candidate_record, ensemble_value, report_figures, search_figures
-from nx46vx.pipeline.verify_masks import check_maps, masks_figures
+from nx46vx.pipeline.verify_masks import check_maps, check_search, masks_figures
 from nx46vx.pipeline.verify_plan import Plan
 from nx46vx.pipeline.verify_store import Standing
 from nx46vx.report.summary import report_markdown
@@ -52,6 +52,7 @@ class Results:
         self._check_ensemble()
         foreground = self._check_masks()
         check_maps(self.findings, self.paths, self.settings, self.plan.test, self.log)
+        check_search(self.findings, self.paths, self.log)
         files = self._check_submission(foreground)
         self._check_profile()
         self._check_report(foreground, files, seal_root, roots)

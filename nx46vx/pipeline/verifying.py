@@ -82,7 +82,7 @@ def verify(
 def _name_the_rest(findings: Findings, paths: RunPaths) -> None:
     if paths.ray.exists():
         findings.skip("ray/", "Ray's own files; nothing of ours is read back from there")
-    known = {"events", "checkpoints", "masks", "uncertainty"}
+    known = {"events", "checkpoints", "masks", "uncertainty", "mask_search"}
     for name in sorted(path.name for path in paths.root.iterdir()):
         if name not in known and limit_of(name) is None and not stays_behind(name) and not stays_behind(f"{name}/"):
             findings.skip(name, "no file of a run")

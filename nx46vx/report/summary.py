@@ -75,6 +75,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
             for case_id, share in masks["foreground"].items()
         ),
         "",
+        *_search_lines(masks.get("search")),
         "## Time",
         "",
         "| stage | seconds |",
@@ -96,3 +97,24 @@ def _student(student: Mapping[str, Any] | None) -> list[str]:
         lines += ["", "| hold-out voxel F0.5 | |", "|---|---|"]
         lines += [f"| {name} | {hold[f'{name}_f_half']:.4f} |" for name in ("neurons", "student", "fused")]
     return [*lines, ""]
+
+
+def _search_lines(search: Mapping[str, Any] | None) -> list[str]:
+    """The search over the mask's parameters: the best trials and the plot of what mattered."""
+    if search is None:
+        return []
+    if not search["trials"]:
+        return ["## Mask search", "", f"Skipped: {search['reason']}.", ""]
+    return [
+        "## Mask search", "",
+        f"{search['trials']} trials ({search['reason']}) on validation volumes; the score of the rule that it started "
+        f"from is {search['start']['score']:.4f}. All trials: `mask_search/leaderboard.csv`.", "",
+        "| trial | score | topo | SurfaceDice | VOI |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['number']} | {row['score']:.4f} | {row['topo']:.4f} | {row['surface_dice']:.4f} | "
+            f"{row['voi']:.4f} |"
+            for row in search["leaderboard"]
+        ),
+        "", "![What decides the score](mask_search/importance.svg)", "",
+    ]  # fmt: skip

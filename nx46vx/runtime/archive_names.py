@@ -32,6 +32,7 @@ _TRAVELS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"leaderboard\.csv", 256 * _MIB),
         (r"ensemble\.json", 64 * _MIB),
         (rf"masks/{_CASE}\.tif", 4096 * _MIB),
+        (r"mask_search/(journal\.log|leaderboard\.csv|importance\.svg)", 256 * _MIB),
         (rf"uncertainty/{_CASE}_(deviation|disagreement)\.tif", 4096 * _MIB),
         (r"submission\.zip", 16384 * _MIB),
         (r"report\.json", 256 * _MIB),
@@ -42,13 +43,13 @@ _TRAVELS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
 
 #: What a run directory may hold besides: never packed, and passed over in an archive that was packed by other means.
 _STAYS = re.compile(
-    r"run\.lock|costs\.json|LATEST_VALID_CKPT|(data|ray|superseded)/.*"
+    r"run\.lock|costs\.json|LATEST_VALID_CKPT|(data|ray|superseded|mask_search/volumes)/.*"
     r"|([^/]+/)*\.[^/]+\.tmp|checkpoints/[^/]+/\.(tmp|trash)-[^/]+(/.*)?"
 )
 _FOLDERS = re.compile(
-    rf"(checkpoints|events)/({_OWNER}/)?|checkpoints/{_OWNER}/ckpt-\d{{8}}/|masks/|uncertainty/|data/|ray/|superseded/"
+    rf"(checkpoints|events)/({_OWNER}/)?|checkpoints/{_OWNER}/ckpt-\d{{8}}/|masks/|uncertainty/|mask_search/(volumes/)?|data/|ray/|superseded/"
 )
-_TOP = ("checkpoints", "events", "masks", "uncertainty")
+_TOP = ("checkpoints", "events", "masks", "uncertainty", "mask_search")
 
 
 def limit_of(name: str) -> int | None:
