@@ -27,6 +27,7 @@ class Sizes:
     commits: int = 200
     candidates: int = 27
     calibration_samples: int = 262_144
+    features_edge: int = 320
 
 
 QUICK = Sizes(
@@ -43,6 +44,12 @@ def measure(sizes: Sizes, folder: Path | None = None) -> Outcome:
             *written_speed(root, sizes.events, sizes.naive_events, sizes.repetitions),
             *verified_speed(root, sizes.verified_events, sizes.verified_writers, sizes.repetitions),
             *checkpoint_speed(root, sizes.commits, sizes.repetitions),
-            *overheads(root, sizes.candidates, sizes.repetitions, calibration=sizes.calibration_samples),
+            *overheads(
+                root,
+                sizes.candidates,
+                sizes.repetitions,
+                calibration=sizes.calibration_samples,
+                edge=sizes.features_edge,
+            ),
         ]
     return Outcome("durability", figures, asdict(sizes))

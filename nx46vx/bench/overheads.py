@@ -1,4 +1,4 @@
-"""What log and checkpoints cost a full-size run on the CPU, as shares of the engine's time.
+"""What log and checkpoints cost a full-size run on the CPU: as shares of engine and features, and of the engine alone.
 
 Real tasks of some candidates run from start to end against an engine that only plays back blocks it computed before.
 What they spend in their log and in their store is timed call by call and scaled to the whole grid.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nx46vx.bench.features import sampled_volume
 from nx46vx.bench.frame import Figure, in_turn
 from nx46vx.bench.lanes import NEURONS, iterations_ns, learnable_data, neurons_of, plan_of, spread_out
 from nx46vx.events import EventLog, seal_run
@@ -29,8 +30,8 @@ from nx46vx.runtime.numeric import numeric_environment
 from search.resources import usable_cpus
 from trainables.task import CandidateTask
 
-#: Training samples of a full-size run.
-FULL_SAMPLES = 25_200_000
+#: Training samples of a full-size run, the cases they come from, and the edge of a case in voxels.
+FULL_SAMPLES, FULL_CASES, FULL_EDGE = 25_200_000, 629, 320
 
 
 @dataclass
@@ -86,9 +87,10 @@ class Playback:
         return [self.blocks[request.candidate, request.state.digest]]
 
 
-def overheads(folder: Path, candidates: int, repetitions: int, *, calibration: int) -> list[Figure]:
+def overheads(folder: Path, candidates: int, repetitions: int, *, calibration: int, edge: int) -> list[Figure]:
     """Costs of the log and of checkpoints in one root and in two. ``candidates`` are run in each repetition; beside
-    them the whole grid iterates over ``calibration`` samples, so that a busy spell hits both."""
+    them the whole grid iterates over ``calibration`` samples, so that a busy spell hits both. A case's features are
+    timed at this ``edge`` and scaled by voxels. A run does more than that: it reads, predicts, writes."""
     small, larger = learnable_data(4096, 1024), learnable_data(calibration, 1024)
     plan = plan_of(small, neurons_of(small, NEURONS), "bench")
     chosen = spread_out(plan.candidates, candidates)
@@ -115,12 +117,13 @@ def overheads(folder: Path, candidates: int, repetitions: int, *, calibration: i
     passes.close()
     one, two = spent["one"][1:], spent["two"][1:]
     engine_s = [1e-9 * cells * each for each in cell_ns]
+    features_s = FULL_CASES * (FULL_EDGE / edge) ** 3 * sampled_volume(edge)["seconds"] / usable_cpus()
     scale = lanes / len(chosen)
     log_s = [scale * (each.opening + each.emitting) for each in one]
     one_s, two_s = ([scale * each.store for each in all_of] for all_of in (one, two))
 
-    def shares(seconds: list[float]) -> tuple[float, ...]:
-        return tuple(100 * part / whole for part, whole in zip(seconds, engine_s, strict=True))
+    def shares(seconds: list[float], beside: float = features_s) -> tuple[float, ...]:
+        return tuple(100 * part / (whole + beside) for part, whole in zip(seconds, engine_s, strict=True))
 
     return [
         Figure("fit_us_per_event", "event inside a fit, its fields included",
@@ -130,9 +133,12 @@ def overheads(folder: Path, candidates: int, repetitions: int, *, calibration: i
         Figure("full_run_log_s", "log, full-size run", tuple(log_s), "s"),
         Figure("full_run_checkpoints_s", "checkpoints, full-size run", tuple(one_s), "s"),
         Figure("full_run_checkpoints_two_roots_s", "checkpoints in two roots, full-size run", tuple(two_s), "s"),
-        Figure("log_share_pct", "log, share of the engine's time", shares(log_s), "%", at_most=1.0),
-        Figure("checkpoints_share_pct", "checkpoints, share of the engine's time", shares(one_s), "%", at_most=1.0),
-        Figure("checkpoints_two_roots_share_pct", "checkpoints in two roots, share", shares(two_s), "%"),
+        Figure("full_run_features_s", "features, full-size run", (features_s,), "s"),
+        Figure("log_share_pct", "log, share of engine and features", shares(log_s), "%", at_most=1.0),
+        Figure("checkpoints_share_pct", "checkpoints, share of engine and features", shares(one_s), "%", at_most=1.0),
+        Figure("checkpoints_two_roots_share_pct", "checkpoints in two roots, likewise", shares(two_s), "%"),
+        Figure("log_engine_share_pct", "log, share of the engine alone", shares(log_s, 0.0), "%"),
+        Figure("checkpoints_engine_share_pct", "checkpoints, share of the engine alone", shares(one_s, 0.0), "%"),
     ]  # fmt: skip
 
 

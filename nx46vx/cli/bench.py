@@ -55,6 +55,14 @@ def grid(
 
 
 @bench.command()
+def scaling(quick: Quick = False, json: Json = False, folder: Where = None) -> None:
+    """How time grows with samples, lanes and iterations; a pass over a cache that is on disk only."""
+    from nx46vx.bench import scaling as module
+
+    _show(module.measure(module.QUICK if quick else module.Sizes(), folder), quick, json, folder)
+
+
+@bench.command()
 def features(quick: Quick = False, json: Json = False) -> None:
     """The feature pool against SciPy filter by filter; a whole volume, a case's samples, the cache's warm start."""
     from nx46vx.bench import features as module

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nx46vx.bench import features, grid, inference, peers
+from nx46vx.bench import features, grid, inference, peers, scaling
 from nx46vx.bench.designs import Design
 from nx46vx.bench.frame import outcome_of
 from nx46vx.bench.lanes import learnable_data, neurons_of, plan_of
@@ -48,6 +48,20 @@ def test_peers_gives_its_ratios() -> None:
         assert 0 < found[name] < 60
     assert found["ratio_vs_saga"] == pytest.approx(found["saga_seconds"] / found["seconds_per_candidate"])
     assert (found["lanes"], found["iterations"]) == (135, 120)
+
+
+def test_growth_is_the_slope_of_time_over_size() -> None:
+    assert scaling.exponent((10, 100, 1000), [3.0, 30.0, 300.0]) == pytest.approx(1.0)
+    assert scaling.exponent((10, 1000), [1.0, 100.0**2]) == pytest.approx(2.0)
+
+
+def test_scaling_gives_growth_and_a_pass_over_what_is_on_disk_only(tmp_path: Path) -> None:
+    sizes = scaling.Sizes((5_000, 50_000), (1, 2), (5, 20), 50_000, repetitions=1)
+    found = scaling.measure(sizes, tmp_path).to_json()
+    for name in ("samples", "lanes", "iterations"):
+        assert -0.5 < found[f"{name}_exponent"] < 2 and found[f"{name}_largest_s"] > 0
+    assert found["cold_pass_over_reading"] > 0 and found["disk_mb_per_s"] > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stage_is_a_cache_and_a_frozen_fit_that_an_engine_runs_on(tmp_path: Path) -> None:
