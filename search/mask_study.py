@@ -154,4 +154,5 @@ def read_results(path: Path, binding: str | None = None) -> dict[int, tuple[dict
 
 
 def _storage(path: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=_Held()))
+    lock: Any = _Held()  # Optuna's class for locks is not public
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
