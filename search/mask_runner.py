@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -10,26 +10,16 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from nx46vx.errors import NX46Error, failure_from
+from nx46vx.errors import NX46Error
 from nx46vx.paths import RunPaths
-from search.cluster import ray_session
 from search.mask_search import MaskJob
 from search.mask_study import Draw
 from search.tensorboard import TensorBoardFiles
+from search.tune_parts import RETRIES, NotSaved, failure_in, named, some_ray_session, tune_storage
 from trainables.mask_tune import MaskTrial
 
-#: Times that a trial is started again after a failure that is not its own, such as a killed process.
-RETRIES = 3
 
-
-class _NotSaved:
-    """Tune pickles what it is given into its own files; nothing of ours belongs there, nothing is read back."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Batches(_NotSaved, Searcher):
+class _Batches(NotSaved, Searcher):
     """Hands the study's draws to Tune, and the results back."""
 
     def __init__(self, job: MaskJob) -> None:
@@ -52,9 +42,8 @@ class _Batches(_NotSaved, Searcher):
         draw = self._live.pop(trial_id, None)
         if draw is None:
             return
-        fields = {name: (result or {}).get(f"failure/{name}") for name in ("kind", "what", "where", "found", "fix")}
-        if fields["what"]:
-            self.failure = self.failure or failure_from(fields)
+        if (failure := failure_in(result)) is not None:
+            self.failure = self.failure or failure
         elif error or not result or "result" not in result:
             self._failed[draw.number] = self._failed.get(draw.number, 0) + 1
             if self._failed[draw.number] > RETRIES:
@@ -73,7 +62,7 @@ class _Batches(_NotSaved, Searcher):
         """Nothing, likewise."""
 
 
-class _Stop(_NotSaved, tune.Stopper):
+class _Stop(NotSaved, tune.Stopper):
     def __init__(self, job: MaskJob) -> None:
         self._job = job
 
@@ -90,17 +79,12 @@ def search_through_tune(job: MaskJob, address: str | None) -> None:
     Raises:
         NX46Error: what a trial raised, or that it failed again and again.
     """
-    if ray.is_initialized():
+    with some_ray_session(address, []):
         _tune(job)
-    else:
-        with ray_session(address, []):
-            _tune(job)
 
 
 def _tune(job: MaskJob) -> None:
-    storage = RunPaths(job.run).ray
-    storage.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    storage = tune_storage(job.run)
     searcher = _Batches(job)
     trainable = tune.with_resources(tune.with_parameters(MaskTrial, volumes=job.volumes), _asked(job))
     tune.Tuner(
@@ -126,6 +110,6 @@ def _asked(job: MaskJob) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle])
 
 
-def _name(trial: Any) -> str:
-    name = f"mask-{int(trial.config['number']):05d}"
-    return name if trial.custom_trial_name is None else f"{name}-{trial.trial_id}"
+@named
+def _name(config: Mapping[str, Any]) -> str:
+    return f"mask-{int(config['number']):05d}"

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray import tune
 
 from nx46vx.errors import NX46Error, failure_from
-from nx46vx.paths import RunPaths
-from search.cluster import ray_session
 from search.resources import usable_cpus
 from search.student import StudentJob, own_device, own_node
 from search.tensorboard import TensorBoardFiles
+from search.tune_parts import RETRIES, NotSaved, named, some_ray_session, tune_storage
 from trainables.student_tune import StudentTrial
 
-#: Times that a trial is started again after a failure that is not its own, such as a killed process.
-RETRIES = 3
 
-
-class _NotSaved:
-    """Tune pickles what it is given into its own files; nothing of ours belongs there, nothing is read back."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Ends(_NotSaved, tune.Stopper):
+class _Ends(NotSaved, tune.Stopper):
     """Ends trials at their next report: all once the job is to stop, one that is to begin an epoch and may not."""
 
     def __init__(self, job: StudentJob) -> None:
@@ -40,7 +29,7 @@ class _Ends(_NotSaved, tune.Stopper):
         return self._job.should_stop()
 
 
-class _Told(_NotSaved, tune.Callback):
+class _Told(NotSaved, tune.Callback):
     """Hands on what trials report."""
 
     def __init__(self, job: StudentJob) -> None:
@@ -60,17 +49,12 @@ def train_through_tune(job: StudentJob, address: str | None) -> None:
     Raises:
         NX46Error: what a trial raised, or that it failed again and again.
     """
-    if ray.is_initialized():
+    with some_ray_session(address, [spot.gpu for spot in job.resources.spots if spot.gpu]):
         _tune(job)
-    else:
-        with ray_session(address, [spot.gpu for spot in job.resources.spots if spot.gpu]):
-            _tune(job)
 
 
 def _tune(job: StudentJob) -> None:
-    storage = RunPaths(job.run).ray
-    storage.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    storage = tune_storage(job.run)
     told = _Told(job)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(StudentTrial, factories=dict(job.factories)), _asked(job)),
@@ -109,6 +93,6 @@ def _asked(job: StudentJob) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle])
 
 
-def _name(trial: Any) -> str:
-    name = f"student-{trial.config['variant']}"
-    return name if trial.custom_trial_name is None else f"{name}-{trial.trial_id}"
+@named
+def _name(config: Mapping[str, Any]) -> str:
+    return f"student-{config['variant']}"

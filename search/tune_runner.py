@@ -6,15 +6,14 @@ What a session is to do comes from our own plan and store; nothing is read back 
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
 
-from nx46vx.errors import NX46Error, failure_from
+from nx46vx.errors import NX46Error
 from nx46vx.model.blocks import start_request
 from nx46vx.model.candidates import Candidate
 from nx46vx.model.fitplan import load_fit_plan
@@ -27,21 +26,12 @@ from search.resources import Resources
 from search.source import CandidateSource
 from search.tally import Tally, engine_fields, kernels
 from search.tensorboard import TensorBoardFiles
+from search.tune_parts import RETRIES, NotSaved, failure_in, named, tune_storage
 from trainables.task import Spent, TaskFactory, open_store, read_record
 from trainables.tune_adapter import CandidateTrial
 
-#: Times that one trial is started again after a failure that is not its own, such as a killed process.
-RETRIES = 3
 
-
-class _NotSaved:
-    """Tune pickles what it is given into its own files; nothing of ours belongs there, nothing is read back."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class SourceSearcher(_NotSaved, Searcher):
+class SourceSearcher(NotSaved, Searcher):
     """Hands the source's candidates to Tune, and the results back."""
 
     def __init__(self, source: CandidateSource, job: SearchJob, tally: Tally) -> None:
@@ -69,9 +59,7 @@ class SourceSearcher(_NotSaved, Searcher):
         candidate = self._live.pop(trial_id, None)
         if candidate is None:
             return
-        fields = {name: (result or {}).get(f"failure/{name}") for name in ("kind", "what", "where", "found", "fix")}
-        if fields["what"] and self.failure is None:
-            self.failure = failure_from(fields)
+        self.failure = self.failure or failure_in(result)
         if error and candidate not in self._handed_back and not self._job.should_stop():
             self._handed_back.add(candidate)  # Tune retries a trial itself unless its process died between two of them
             self._job.sink.emit("TRIALS_RETRIED", attempt=0, failed=1)
@@ -99,7 +87,7 @@ class SourceSearcher(_NotSaved, Searcher):
         """Nothing, likewise."""
 
 
-class _Stop(_NotSaved, tune.Stopper):
+class _Stop(NotSaved, tune.Stopper):
     """Ends all trials at their next result once the job is to stop, or an engine cannot be had."""
 
     def __init__(self, job: SearchJob, engines: Engines) -> None:
@@ -178,9 +166,7 @@ def _tune(job: SearchJob, engines: Engines, attempt: int, tally: Tally) -> tune.
         tune.with_parameters(CandidateTrial, factory=factory, engines=engines.actors, together=together),
         _trial_resources(job.resources),
     )
-    storage = RunPaths(job.run).ray
-    storage.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    storage = tune_storage(job.run)
     searcher = SourceSearcher(source, job, tally)
     tuner = tune.Tuner(
         trainable,
@@ -213,10 +199,9 @@ def _tune(job: SearchJob, engines: Engines, attempt: int, tally: Tally) -> tune.
     return results
 
 
-def _trial_name(trial: Any) -> str:
-    config = trial.config
-    name = Candidate(int(config["meta_neuron"]), float(config["l1"]), float(config["l2"])).candidate_id
-    return name if trial.custom_trial_name is None else f"{name}-{trial.trial_id}"
+@named
+def _trial_name(config: Mapping[str, Any]) -> str:
+    return Candidate(int(config["meta_neuron"]), float(config["l1"]), float(config["l2"])).candidate_id
 
 
 def _trial_resources(resources: Resources) -> dict[str, float]:
