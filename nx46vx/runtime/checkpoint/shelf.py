@@ -1,7 +1,8 @@
 """One owner's folder in one root: which checkpoints stand there, the fencing marks, moving in, moving out.
 
 Names: ``ckpt-<number>`` a committed checkpoint, ``.tmp-*`` one that is being written, ``.trash-*`` one that is being
-removed, ``fence-<epoch>`` the mark of a writer that has taken over.
+removed (both with their writer's epoch), ``fence-<epoch>`` the mark of a writer that has taken over. A writer that was
+replaced without knowing it may still be at work here: what it does has to fail, and not disturb its successor.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from nx46vx.runtime.files import Files, make_folder, remove_file, remove_folder
 
 _CHECKPOINT = re.compile(r"^ckpt-(\d{8})$")
 _FENCE = re.compile(r"^fence-(\d{8})$")
+_HALF_DONE = re.compile(r"^\.(?:tmp|trash)-e(\d{8})-")
 _OWNER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._=+@-]{0,119}$")
 
 
@@ -29,8 +31,11 @@ def valid_owner(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Shelf:
+    """``epoch``: the fencing epoch of the process that writes here."""
+
     files: Files
     folder: Path
+    epoch: int = 0
 
     def path(self, number: int) -> Path:
         return self.folder / f"ckpt-{number:08d}"
@@ -57,39 +62,42 @@ class Shelf:
             (int(match[1]) for name in self.files.listdir(self.folder) if (match := _FENCE.match(name))), default=0
         )
 
-    def check_fence(self, fence: int) -> None:
+    def check_fence(self) -> None:
         """Raise ``StoppedError`` if a writer with a higher epoch has taken over."""
         newest = self.fence()
-        if newest > fence:
+        if newest > self.epoch:
             raise StoppedError(
                 "another process writes these checkpoints now", where=self.folder,
-                found=f"fencing epoch {newest}, this one has {fence}",
+                found=f"fencing epoch {newest}, this one has {self.epoch}",
             )  # fmt: skip
 
-    def claim(self, fence: int) -> None:
+    def claim(self) -> None:
         """Take over: leave a durable mark of this epoch.
 
         Raises:
             StoppedError: a writer with a higher epoch has done so.
         """
         make_folder(self.files, self.folder)
-        self.check_fence(fence)
-        mark = self.folder / f"fence-{fence:08d}"
+        self.check_fence()
+        mark = self.folder / f"fence-{self.epoch:08d}"
         if not self.files.exists(mark):
             self.files.close(self.files.create(mark))
         self.files.fsync_folder(self.folder)
         for name in self.files.listdir(self.folder):
-            if (match := _FENCE.match(name)) and int(match[1]) < fence:
+            if (match := _FENCE.match(name)) and int(match[1]) < self.epoch:
                 remove_file(self.files, self.folder / name)
 
     def tidy(self) -> None:
-        """Clear away what dead writers left half done; make the folder if it is not there."""
+        """Clear away what dead writers left half done; make the folder if it is not there.
+
+        What a writer with a higher epoch has begun stays: this one may have been replaced.
+        """
         make_folder(self.files, self.folder)
-        left = [name for name in self.files.listdir(self.folder) if name.startswith((".tmp-", ".trash-"))]
+        left = [name for name in self.files.listdir(self.folder) if self._may_clear(name)]
         if left:
             self.files.fsync_folder(self.folder)  # none may come back under a checkpoint's name
             for name in left:
-                self._discard(self.folder / name)
+                self._seize(self.folder / name)
 
     def put(
         self, number: int, manifest: bytes, payload: bytes, guard: Callable[[], None], spare: Path | None = None
@@ -122,7 +130,7 @@ class Shelf:
     def retire(self, number: int) -> Path:
         """Take a checkpoint's name. What it holds may go once the folder has been synced: a power loss could otherwise
         bring the name back without its content."""
-        retired = self.folder / f".trash-{number:08d}-{uuid.uuid4().hex[:12]}"
+        retired = self.folder / f".trash-e{self.epoch:08d}-{number:08d}-{uuid.uuid4().hex[:12]}"
         self.files.rename(self.path(number), retired)
         return retired
 
@@ -132,7 +140,22 @@ class Shelf:
             self._discard(path)
 
     def _new_name(self) -> Path:
-        return self.folder / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        return self.folder / f".tmp-e{self.epoch:08d}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+    def _may_clear(self, name: str) -> bool:
+        if not name.startswith((".tmp-", ".trash-")):
+            return False
+        match = _HALF_DONE.match(name)
+        return match is None or int(match[1]) <= self.epoch
+
+    def _seize(self, path: Path) -> None:
+        """Remove what another writer had begun; under another name first, lest it names it while it is emptied."""
+        taken = self.folder / f".trash-e{self.epoch:08d}-{uuid.uuid4().hex[:12]}"
+        try:
+            self.files.rename(path, taken)
+        except OSError:  # it has a checkpoint's name by now, or is gone
+            return
+        self._discard(taken)
 
     def _reused(self, spare: Path | None, manifest: bytes, payload: bytes) -> Path | None:
         """``spare`` with this content; None if there is none, or it would not take it and is gone."""

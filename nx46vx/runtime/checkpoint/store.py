@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class _Owner:
     last_anchor: str
     valid: dict[Path, set[int]]  # root -> numbers of this run's checkpoints there
     spare: dict[Path, Path]  # root -> a folder that has durably lost its name, to be written over
+    mirror_ready: bool  # cleared of what others left half done, and has not refused anything since
 
 
 class CheckpointStore:
@@ -64,7 +66,7 @@ class CheckpointStore:
             EnvironmentFault: the file system refuses.
         """
         try:
-            self._shelf(self.root, owner).claim(self.fence)
+            self._shelf(self.root, owner).claim()
         except OSError as error:
             raise from_os_error(error, "opening the checkpoint store", self.root / owner) from error
         self._claimed.add(owner)
@@ -91,7 +93,7 @@ class CheckpointStore:
         shelf = self._shelf(self.root, owner)
         try:
             known = self._owners.get(owner) or self._take_over(owner)
-            shelf.check_fence(self.fence)
+            shelf.check_fence()
             anchor = sink.sync()
             fields = self._fields(owner, known, cursor, kind, anchor, payload)
             fields |= {
@@ -196,7 +198,7 @@ class CheckpointStore:
     def _shelf(self, root: Path, owner: str) -> Shelf:
         if not valid_owner(owner):
             raise UsageError("not an owner's name", where=root, found=repr(owner), fix="use letters, digits and ._=+@-")
-        return Shelf(self._files, root / owner)
+        return Shelf(self._files, root / owner, self.fence)
 
     def _newest(self, root: Path, owner: str, sink: EventSink) -> Checkpoint | None:
         shelf = self._shelf(root, owner)
@@ -223,17 +225,32 @@ class CheckpointStore:
         return checkpoint
 
     def _take_over(self, owner: str) -> _Owner:
-        """Claim an owner, if that was not done, and learn where its checkpoints stand; no number is used again."""
+        """Claim an owner, if that was not done, and learn where its checkpoints stand; no number is used again.
+
+        What is half done is cleared away before the numbers are read: from then on a writer that was replaced in the
+        middle of a commit has nothing to give a number to, and its next commit meets the fence.
+        """
         if owner not in self._claimed:
             self.claim(owner)
+        self._shelf(self.root, owner).tidy()
+        mirror_ready = self._tidy_mirror(owner)
         newest = self.latest(owner)
         used = {root: self._shelf(root, owner).numbers() for root in self._roots()}
         valid = {root: {one.number for one in self._valid(root, owner)} for root in self._roots()}
         number = max((number for numbers in used.values() for number in numbers), default=0) + 1
-        known = _Owner(number, newest.manifest["merkle_curr"] if newest else NO_ANCHOR, valid, {})
-        self._shelf(self.root, owner).tidy()
-        self._owners[owner] = known
+        anchor = newest.manifest["merkle_curr"] if newest else NO_ANCHOR
+        known = self._owners[owner] = _Owner(number, anchor, valid, {}, mirror_ready)
         return known
+
+    def _tidy_mirror(self, owner: str) -> bool:
+        """Whether there is a mirror and it takes files."""
+        if self.mirror is None:
+            return False
+        try:
+            self._shelf(self.mirror, owner).tidy()
+        except OSError:  # the commit says so
+            return False
+        return True
 
     def _fields(
         self, owner: str, known: _Owner, cursor: Mapping[str, int], kind: str, anchor: Mapping[str, Any], payload: bytes
@@ -258,12 +275,12 @@ class CheckpointStore:
         what moved out.
         """
         shelf, first, valid = self._shelf(root, owner), self._shelf(self.root, owner), known.valid[root]
-        guard: Callable[[], None] = lambda: first.check_fence(self.fence)  # noqa: E731
-        path = shelf.put(number, manifest, payload, guard, known.spare.pop(root, None))
+        path = shelf.put(number, manifest, payload, first.check_fence, known.spare.pop(root, None))
         retired: list[Path] = []
         try:
             for old in removable(valid | {number}, self.keep):
-                retired.append(shelf.retire(old))
+                with suppress(FileNotFoundError):  # a writer that was replaced in the middle of a commit took it
+                    retired.append(shelf.retire(old))
                 valid.discard(old)
         except OSError as error:  # nothing is lost by keeping too much
             sink.emit("CHECKPOINT_PRUNE_FAILED", owner=owner, path=str(shelf.folder), error=str(error))
@@ -280,10 +297,12 @@ class CheckpointStore:
         if self.mirror is None:
             return
         try:
-            if not known.valid[self.mirror]:
+            if not known.mirror_ready:
                 self._shelf(self.mirror, owner).tidy()
+                known.mirror_ready = True
             self._move_in(self.mirror, owner, known, number, manifest, payload, sink)
         except OSError as error:
+            known.mirror_ready = False
             folder = str(self.mirror / owner)
             sink.emit("CHECKPOINT_MIRROR_FAILED", owner=owner, number=number, path=folder, error=str(error))
 
