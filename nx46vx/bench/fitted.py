@@ -32,14 +32,14 @@ def choosing(edge: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return generated(edge, count, HELD_OUT - count)
 
 
-def fitted_run(
+def fitted_settings(
     folder: Path, *, edge: int, cases: int, samples: int, student: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The report of a whole run in ``folder``, the full grid included, on ``cases`` volumes made for it.
+) -> Settings:
+    """Of a whole run, the full grid included, on ``cases`` volumes made for it; its features are kept in ``folder``.
 
     ``samples`` of each volume; ``student``: its settings, where one is trained. No search over the mask's parameters.
     """
-    settings = Settings.model_validate(
+    return Settings.model_validate(
         {
             "data": {
                 "synthetic": {"train_cases": cases, "test_cases": 1, "size": edge, "scrolls": _SCROLLS},
@@ -55,7 +55,13 @@ def fitted_run(
             "student": {"enabled": False} if student is None else {"enabled": True, **student},
         }
     )  # fmt: skip
-    return run(settings, folder / "run")
+
+
+def fitted_run(
+    folder: Path, *, edge: int, cases: int, samples: int, student: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The report of a run in ``folder`` with ``fitted_settings``."""
+    return run(fitted_settings(folder, edge=edge, cases=cases, samples=samples, student=student), folder / "run")
 
 
 def ensemble_of(folder: Path) -> Ensemble:

@@ -108,6 +108,7 @@ def _row(one: Mapping[str, Any], compared: Mapping[str, Any]) -> dict[str, Any]:
         **{part: Interval.of(one[part]).to_json() for part in (*PARTS, "seconds", "processor_s")},
         "less_compared": Interval.of_difference(one["score"], compared["score"]).to_json(),
         "peak_memory_gib": one["masking_bytes"] / 2**30,
+        "peak_memory_of": one["masking_bytes_of"],
         **{key: one[key] for key in ("fit_s", "chosen", "tried", "choosing_score")},
     }
 

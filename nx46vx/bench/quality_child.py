@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import time
@@ -48,7 +49,7 @@ def assess(method: str, folder: str) -> dict[str, Any]:
     Returns:
         ``fit_s`` (the run's stages included), ``chosen``, ``tried``, ``choosing_score``; for each held-out volume
         ``seconds``, ``processor_s`` (of all threads) and the ``PARTS``; ``masking_bytes``: the most resident memory of
-        the process while it makes masks.
+        the process while it does what ``masking_bytes_of`` says.
     """
     training, one = Training(Path(folder)), METHODS[method]()
     started = time.perf_counter()
@@ -58,31 +59,39 @@ def assess(method: str, folder: str) -> dict[str, Any]:
     chosen, score, tried = choose(one, list(pairs))
     volumes = kept(Path(folder), "held_out", "volume")
     one.mask(volumes[0], chosen)
-    forget_peak()
+    peak_of = "making masks" if forget_peak() else "the whole process"
     seconds, busy, masks = [], [], []
     for volume in volumes:
         started, worked = time.perf_counter(), time.process_time()
         masks.append(one.mask(volume, chosen))
         seconds.append(time.perf_counter() - started)
         busy.append(time.process_time() - worked)
-    masking_bytes = peak_bytes()
+    peak = peak_bytes()
     scores = [
         LabelScorer(label).score(mask)
         for label, mask in zip(kept(Path(folder), "held_out", "label"), masks, strict=True)
     ]
     return {
         "fit_s": fit_s, "chosen": dict(chosen), "tried": tried, "choosing_score": score, "seconds": seconds,
-        "processor_s": busy, "masking_bytes": masking_bytes,
+        "processor_s": busy, "masking_bytes": peak, "masking_bytes_of": peak_of,
         **{part: [getattr(found, part) for found in scores] for part in PARTS},
     }  # fmt: skip
 
 
-def forget_peak() -> None:
-    """Give free memory back to the system, and let its record of the most resident memory begin anew."""
+def forget_peak() -> bool:
+    """Give free memory back to the system, and let its record of the most resident memory begin anew.
+
+    False where the system does not allow it: the record goes on then.
+    """
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
+    with contextlib.suppress(AttributeError, OSError):  # the C library need not be glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return False
+    return True
 
 
 def peak_bytes() -> int:
