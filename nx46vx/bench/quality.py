@@ -41,7 +41,8 @@ def _student(steps: int, epochs: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Edge of the volumes, how many there are of each kind, samples of each for the fit, settings of the student."""
+    """Edge of the volumes, how many there are of each kind, samples of each for the fit, settings of the student (None:
+    no student, and neither method that needs one), and the methods, the ensemble among them."""
 
     edge: int = 96
     fitted: int = 12
@@ -49,20 +50,21 @@ class Sizes:
     held_out: int = 12
     samples: int = 20_000
     student: Mapping[str, Any] | None = field(default_factory=lambda: _student(60, 20))
+    methods: tuple[str, ...] = tuple(METHODS)
 
 
 QUICK = Sizes(edge=64, fitted=6, chosen_on=1, held_out=2, samples=4000, student=None)
 
 
-def measure(sizes: Sizes, methods: tuple[str, ...] = tuple(METHODS)) -> Outcome:
-    """Scores, times and memory of ``methods``, the ensemble among them; a figure's values are the volumes' own.
+def measure(sizes: Sizes) -> Outcome:
+    """Scores, times and memory of every method; a figure's values are those of the held-out volumes.
 
     Raises:
         UsageError: scikit-learn, whose trees are one of the methods, is not installed.
     """
-    if "boosted_trees" in methods:
+    if "boosted_trees" in sizes.methods:
         need_trees()
-    present = [name for name in METHODS if name in methods and (sizes.student or name not in OF_STUDENT)]
+    present = [name for name in METHODS if name in sizes.methods and (sizes.student or name not in OF_STUDENT)]
     with tempfile.TemporaryDirectory(prefix="nx46vx-bench-") as folder:
         fitted_run(
             Path(folder), edge=sizes.edge, cases=sizes.fitted, samples=sizes.samples, student=sizes.student

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import builtins
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from model_samples import ArraySamples
 from scipy import stats
-from tiny import TINY
+from tiny import TINY, Ended
 
 from nx46vx.bench import fitted, quality
 from nx46vx.bench.boosted_trees import BoostedTrees, need_trees
 from nx46vx.bench.fitted import HELD_OUT, choosing, generated
+from nx46vx.bench.frame import Outcome
 from nx46vx.bench.intensity import Intensity
 from nx46vx.bench.intervals import Interval
 from nx46vx.bench.product import SingleCandidate
@@ -294,7 +296,7 @@ def test_the_single_candidate_is_the_leaderboards_first(finished: Path) -> None:
 def test_the_full_size_keeps_what_is_promised_and_quick_is_smaller() -> None:
     full = quality.Sizes()
     assert full.held_out >= 8 and full.edge >= 96 and full.student is not None
-    numbers = [one.name for one in fields(full) if one.name != "student"]
+    numbers = [one.name for one in fields(full) if one.name not in ("student", "methods")]
     assert all(getattr(quality.QUICK, name) < getattr(full, name) for name in numbers)
     assert set(quality.NAMES) == set(METHODS)
 
@@ -306,20 +308,24 @@ def test_what_is_fitted_is_a_whole_run_without_a_search_of_masks(tmp_path: Path)
     assert not fitted.fitted_settings(tmp_path, edge=64, cases=7, samples=500).student.enabled
 
 
-def test_all_of_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a grid of four candidates."""
+def test_all_of_it_once(monkeypatch: pytest.MonkeyPatch, command: Callable[..., Ended]) -> None:
+    """Through the command line, on a grid of four candidates."""
 
     def small(settings: Settings, root: Path) -> dict[str, Any]:
         cut = {"allow_reduced": True, "grid": TINY["grid"]}
         return run(Settings.model_validate(settings.model_dump() | cut), root)
 
     monkeypatch.setattr(fitted, "run", small)
-    student = quality._student(4, 1) | {"base_channels": 2, "levels": 2, "patch": [16, 16, 16], "validation_cases": 1}
-    sizes = quality.Sizes(edge=48, fitted=5, chosen_on=1, held_out=2, samples=600, student=student)
-    outcome = quality.measure(sizes, ("intensity_threshold", "ensemble", "fusion"))
-    found = outcome.to_json()
+    student = quality._student(4, 1) | {"base_channels": 2, "levels": 2, "patch": [32, 32, 32], "validation_cases": 1}
+    methods = ("intensity_threshold", "ensemble", "fusion")
+    tiny = quality.Sizes(48, fitted=5, chosen_on=1, held_out=2, samples=600, student=student, methods=methods)
+    monkeypatch.setattr(quality, "QUICK", tiny)
+    done = command("bench", "quality", "--quick", "--json")
+    assert done.code == 0, done.stderr
+    found = orjson.loads(done.stdout)
     assert (found["data"], found["held_out"], found["edge"]) == ("synthetic", 2, 48)
-    assert list(found["methods"]) == ["intensity_threshold", "ensemble", "fusion"]
+    assert found["bench"] == "quality" and found["machine"]["cores"] >= 1
+    assert tuple(found["methods"]) == methods
     assert found["left_out"] == ["reference_2d", "ridge_nms", "single_candidate", "boosted_trees", "u_net"]
     for name, row in found["methods"].items():
         for part in ("score", "topo", "surface_dice", "voi"):
@@ -333,7 +339,7 @@ def test_all_of_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["less_compared"]["mean"] == pytest.approx(difference)
     assert found["methods"]["fusion"]["fit_s"] > found["methods"]["ensemble"]["fit_s"]
     assert found["fusion_kept"].keys() == {"kept", "reason"}
-    text = quality.table(outcome)
+    text = quality.table(Outcome("quality", [], found))
     assert text.startswith("Synthetic data: 2 generated volumes of 48^3 voxels")
     assert "| boosted trees | left out |" in text and len(text.splitlines()) == 5 + len(METHODS)
     assert len({line.count("|") for line in text.splitlines()[3:]}) == 1
