@@ -328,6 +328,7 @@ def test_all_of_it_once(monkeypatch: pytest.MonkeyPatch, command: Callable[..., 
     assert tuple(found["methods"]) == methods
     assert found["left_out"] == ["reference_2d", "ridge_nms", "single_candidate", "boosted_trees", "u_net"]
     for name, row in found["methods"].items():
+        assert np.mean(row["volumes"]["score"]) == pytest.approx(row["score"]["mean"])
         for part in ("score", "topo", "surface_dice", "voi"):
             spread = found["spread"][f"{name}_{part}"]
             assert 0 <= spread["min"] <= row[part]["mean"] <= spread["max"] <= 1
@@ -336,7 +337,7 @@ def test_all_of_it_once(monkeypatch: pytest.MonkeyPatch, command: Callable[..., 
         assert row["score"]["mean"] == pytest.approx(parts)
         assert row["seconds"]["mean"] > 0 and 0.02 < row["peak_memory_gib"] < 8 and row["fit_s"] > 0
         difference = row["score"]["mean"] - found["methods"]["ensemble"]["score"]["mean"]
-        assert row["less_compared"]["mean"] == pytest.approx(difference)
+        assert row["difference_to_ensemble"]["mean"] == pytest.approx(difference)
     assert found["methods"]["fusion"]["fit_s"] > found["methods"]["ensemble"]["fit_s"]
     assert found["fusion_kept"].keys() == {"kept", "reason"}
     text = quality.table(Outcome("quality", [], found))
