@@ -90,17 +90,21 @@ def table(outcome: Outcome) -> str:
         f"neither the fit ({sizes['fitted']} volumes) nor the choice of thresholds ({sizes['chosen_on']}) saw.",
         f"Mean [interval: {sizes['interval']}].", "",
         "| Method | Score | Topo | SurfaceDice | VOI | Score less the ensemble's "
-        "| s a volume | processor s | GiB | Fit, s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| Lowest score | s a volume | processor s | GiB | Fit, s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, says in NAMES.items():
         row = sizes["methods"].get(name)
         if row is None:
-            lines.append(f"| {says} | left out |" + "  |" * 8)
+            lines.append(f"| {says} | left out |" + "  |" * 9)
             continue
         less = "" if name == _COMPARED_WITH else Interval(**row["difference_to_ensemble"]).text("+")
         cells = [says, *(Interval(**row[part]).text() for part in PARTS), less]
-        cells += [f"{row['seconds']['mean']:.2f}", f"{row['processor_s']['mean']:.2f}"]
+        cells += [
+            f"{min(row['volumes']['score']):.3f}",
+            f"{row['seconds']['mean']:.3f}",
+            f"{row['processor_s']['mean']:.3f}",
+        ]
         cells += [f"{row['peak_memory_gib']:.2f}", f"{row['fit_s']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
