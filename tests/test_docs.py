@@ -64,6 +64,23 @@ def test_shipped_configurations_cut_nothing(name: str) -> None:
     assert not settings.reduced
 
 
+def test_what_is_said_of_quality_stands_in_its_table() -> None:
+    """The table is that of the benchmark at its full size, labelled; every figure in the conclusions is one of its."""
+    from nx46vx.bench.quality import NAMES, Sizes
+
+    text = (ROOT / "docs/quality.md").read_text()
+    _, table, said = re.split(r"^## The table$|^## What it says$", text, flags=re.MULTILINE)
+    sizes, rows = Sizes(), [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert f"Synthetic data: {sizes.held_out} generated volumes of {sizes.edge}^3 voxels" in table
+    assert [row[0].removeprefix("| ") for row in rows] == list(NAMES.values())
+    assert {len(row) for row in rows} == {11}
+    for row in rows:
+        mean, topo, dice, voi = (float(cell.split()[0]) for cell in row[1:5])
+        assert abs(mean - 0.3 * topo - 0.35 * (dice + voi)) < 0.002
+    figures = set(re.findall(r"\d+\.\d+", table))
+    assert len(said) > 200 and set(re.findall(r"\d+\.\d+", said)) <= figures
+
+
 @pytest.mark.slow
 def test_the_tour_in_the_usage_runs(tmp_path: Path) -> None:
     tour = re.search(r"<!-- tour -->\n```sh\n(.*?)```", USAGE, re.DOTALL)

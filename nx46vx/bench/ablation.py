@@ -9,16 +9,15 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
+from nx46vx.bench.fitted import HELD_OUT, PARTS, choosing, ensemble_of, fitted_run, generated
 from nx46vx.bench.frame import Figure, Outcome
-from nx46vx.data.synthetic import make_case
 from nx46vx.inference.calibrate import calibrate_mask
 from nx46vx.inference.masks.doubt import Prediction
 from nx46vx.inference.masks.parameters import MaskRule
@@ -26,11 +25,8 @@ from nx46vx.inference.masks.profile import VolumeProfile
 from nx46vx.inference.postprocess import mask_of
 from nx46vx.inference.predict import predict
 from nx46vx.inference.scoring import LabelScorer, VolumeScore
-from nx46vx.model.ensemble import Ensemble
-from nx46vx.paths import RunPaths
 from nx46vx.pipeline.maskrule import configured_rule
-from nx46vx.pipeline.run import run
-from nx46vx.settings import MaskSettings, Settings
+from nx46vx.settings import MaskSettings
 
 #: What leaving a step out means.
 STEPS: Mapping[str, Mapping[str, Any]] = {
@@ -44,9 +40,6 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "border": {"border": 0},
     "dust removal": {"dust_min_size": 0},
 }
-PARTS = ("score", "topo", "surface_dice", "voi")
-#: Scrolls below are those that the ensemble is fitted on.
-_HELD_OUT = 40
 
 
 @dataclass(frozen=True)
@@ -67,18 +60,17 @@ Labelled = tuple[Prediction, np.ndarray]
 def measure(sizes: Sizes, mask: MaskSettings | None = None) -> Outcome:
     """Scores of every variant; a figure's values are those of the held-out volumes."""
     mask = mask or MaskSettings()
-    ensemble, vote_at = _fitted(sizes)
+    with tempfile.TemporaryDirectory(prefix="nx46vx-bench-") as folder:
+        report = fitted_run(Path(folder), edge=sizes.edge, cases=sizes.fitted, samples=sizes.samples)
+        ensemble, vote_at = ensemble_of(Path(folder)), float(report["masks"]["vote_at"])
 
-    def volumes(count: int, first: int) -> list[Labelled]:
-        found = []
-        for number in range(first, first + count):
-            volume, label = make_case((sizes.edge,) * 3, scroll=number, seed=number)
-            found.append((predict(volume, ensemble, block=160, vote_at=vote_at), label))
-        return found
+    def predicted(volumes: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[Labelled]:
+        return [(predict(volume, ensemble, block=160, vote_at=vote_at), label) for volume, label in volumes]
 
-    choosing, held_out = volumes(sizes.chosen_on, _HELD_OUT - sizes.chosen_on), volumes(sizes.held_out, _HELD_OUT)
+    chosen_on = predicted(choosing(sizes.edge, sizes.chosen_on))
+    held_out = predicted(generated(sizes.edge, sizes.held_out, HELD_OUT))
     started = time.perf_counter()
-    variants = _variants(choosing, mask)
+    variants = _variants(chosen_on, mask)
     calibrating = time.perf_counter() - started
     scores, seconds = _scored(held_out, variants)
     figures = [
@@ -108,27 +100,6 @@ def table(outcome: Outcome) -> str:
 
 def _key(name: str) -> str:
     return name.replace(" ", "_").replace(",", "")
-
-
-def _fitted(sizes: Sizes) -> tuple[Ensemble, float]:
-    """The ensemble of a whole run, the full grid included, on volumes made for it."""
-    settings = Settings.model_validate(
-        {
-            "data": {
-                "synthetic": {"train_cases": sizes.fitted, "test_cases": 1, "size": sizes.edge, "scrolls": 6},
-                "validation_fraction": 0.25, "holdout_fraction": 0.2,
-            },
-            "features": {
-                "max_samples_per_volume": sizes.samples, "validation_samples_per_volume": sizes.samples,
-            },
-            "growth": {"enabled": False},
-            "resources": {"executor": "inline", "device": "cpu"},
-        }
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="nx46vx-bench-") as folder:
-        report = run(settings, Path(folder) / "run")
-        ensemble = Ensemble.from_json(orjson.loads(RunPaths(Path(folder) / "run").ensemble.read_bytes()))
-    return ensemble, float(report["masks"]["vote_at"])
 
 
 def _variants(choosing: Sequence[Labelled], mask: MaskSettings) -> dict[str, MaskRule]:

@@ -92,6 +92,18 @@ def masks(quick: Quick = False, json: Json = False) -> None:
         typer.echo(module.table(outcome))
 
 
+@bench.command()
+def quality(quick: Quick = False, json: Json = False) -> None:
+    """The competition's score of each way to a mask, from 2D projections to fusion, on held-out generated volumes."""
+    from nx46vx.bench import quality as module
+
+    outcome = module.measure(module.QUICK if quick else module.Sizes())
+    if json:
+        _show(outcome, quick, json)
+    else:
+        typer.echo(module.table(outcome))
+
+
 def _show(outcome: Outcome, quick: bool, as_json: bool, folder: Path | None = None) -> None:
     import tempfile
 
