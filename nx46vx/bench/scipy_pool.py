@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.ndimage as ndi
 
-from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, feature_names
+from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, PROFILE, feature_names
 from nx46vx.features.reference import VolumeReference
 
 
@@ -34,10 +34,12 @@ def scipy_feature(name: str, v: np.ndarray, reference: VolumeReference) -> np.nd
     normal = normal_of(v, reference)
     if family == "ridge":
         return _displaced(v, s, 3 * normal) + _displaced(v, s, -3 * normal) - 2 * _smooth(v, s)
-    sign = {"axis": 1, "skew": reference.sign_skew, "curv": reference.sign_curvature}[family.split("_")[1]]
-    if family.startswith("face"):
-        return 0.5 * (_displaced(v, s, -sign * normal) - _displaced(v, s, -3 * sign * normal))
-    return sign * sum(part * n for part, n in zip(_gradient(_smooth(v, s)), normal, strict=True))
+    forward = reference.sign_skew * normal
+    if family in PROFILE:
+        return _displaced(v, s, PROFILE[family] * forward)
+    if family == "face":
+        return 0.5 * (_displaced(v, s, -forward) - _displaced(v, s, -3 * forward))
+    return sum(part * n for part, n in zip(_gradient(_smooth(v, s)), forward, strict=True))
 
 
 def normal_of(v: np.ndarray, reference: VolumeReference) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from nx46vx.errors import UsageError
 from nx46vx.features.array_namespace import namespace
 from nx46vx.features.fields import Fields
-from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, FeatureSpec, feature_names, spec_of
+from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, PROFILE, FeatureSpec, feature_names, spec_of
 from nx46vx.features.smoothing import Window
 from nx46vx.features.symmetric_eig import Eigenvalues, eigenvalues, principal_eigenvector, turned
 from nx46vx.features.views import PointView, View, WindowView
@@ -97,18 +97,21 @@ class Evaluator:
         return both - np.float32(2) * self.gauss(sigma)
 
 
+def _across(steps: int) -> Callable[[Evaluator, int, VolumeReference], Any]:
+    return lambda at, scale, reference: at.displaced(scale, steps * reference.sign_skew)
+
+
 _FAMILIES: dict[str, Callable[[Evaluator, int, VolumeReference], Any]] = {
     "gauss": lambda at, scale, _: at.gauss(scale),
     "gradmag": lambda at, scale, _: at.gradient_length(scale),
     "log": lambda at, scale, _: at.log(scale),
     "planarity": lambda at, scale, _: at.planarity(scale),
-    "signed_axis": lambda at, scale, _: at.along_normal(scale),
-    "signed_skew": lambda at, scale, reference: np.float32(reference.sign_skew) * at.along_normal(scale),
-    "signed_curv": lambda at, scale, reference: np.float32(reference.sign_curvature) * at.along_normal(scale),
-    "face_skew": lambda at, scale, reference: at.behind(scale, reference.sign_skew),
-    "face_curv": lambda at, scale, reference: at.behind(scale, reference.sign_curvature),
+    "signed": lambda at, scale, reference: np.float32(reference.sign_skew) * at.along_normal(scale),
+    "face": lambda at, scale, reference: at.behind(scale, reference.sign_skew),
     "ridge": lambda at, scale, _: at.ridge(scale),
+    **{name: _across(steps) for name, steps in PROFILE.items()},
     "normal": lambda at, scale, _: at.normal()[scale],
+    "along": lambda at, scale, _: at.along_normal(scale),
 }
 
 

@@ -20,8 +20,8 @@ from nx46vx.features.pool import spec_of
 from nx46vx.features.smoothing import Window
 from nx46vx.features.trace import F32, F64, I32, I64, Code, Traced, Value
 
-#: How far beside a voxel the features look at a smoothed volume, in voxels: three along the normal, and interpolate.
-REACH = 4
+#: How far beside a voxel the features look at a smoothed volume, in voxels: four along the normal, and interpolate.
+REACH = 5
 
 
 class Field(NamedTuple):

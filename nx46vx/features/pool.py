@@ -8,9 +8,10 @@ voxels. With n the sheet normal and d the volume's direction (see ``reference``)
 - J(r) is the structure tensor, the outer product of the gradient of G(1), smoothed over r; l1 >= l2 >= l3 are its
   eigenvalues; planarity = (l1 - l2) / (l1 + l2 + l3 + 1e-6).
 - n is the eigenvector of l1 of J(NORMAL_SCALE), signed such that n.d > 0.
-- signed = n . grad G(s), times +1 (axis), the volume's ``sign_skew`` (skew) or its ``sign_curvature`` (curv).
-- face = the same derivative two voxels back, (G(p - m) - G(p - 3m)) / 2 with m = n times the rule's sign: voxels just
-  inside one face of a sheet see that face. ridge = G(p + 3n) + G(p - 3n) - 2 G(p). Both interpolate linearly.
+- m is n times the volume's ``sign_skew``: it points to the sheets' sharper face. signed = m . grad G(s).
+- face = the same derivative two voxels back, (G(p - m) - G(p - 3m)) / 2: voxels just inside the sharper face of a sheet
+  see that face. ridge = G(p + 3n) + G(p - 3n) - 2 G(p). before4, before2, after2, after4 = G(p + k m) with k = -4, -2,
+  2, 4: the grey values across the sheet. All of these interpolate linearly.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nx46vx.features.fields import TENSOR_GRADIENT
 from nx46vx.features.smoothing import radius
 
 #: Raise when a feature, its order or its arithmetic changes: cached features of other versions are then not used.
-POOL_VERSION = 2
+POOL_VERSION = 3
 NORMAL_SCALE = 4
 PLANARITY_EPSILON = 1e-6
 
@@ -40,30 +41,37 @@ def _family(family: str, scales: tuple[int, ...], description: str) -> tuple[Fea
     return tuple(FeatureSpec(f"{family}_s{s}", family, description.format(s=s), s) for s in scales)
 
 
+#: Families of grey values across the sheet: voxels along m.
+PROFILE = {"before4": -4, "before2": -2, "after2": 2, "after4": 4}
+
 FEATURES: tuple[FeatureSpec, ...] = (
     *_family("gauss", (1, 2, 4), "grey value smoothed by a Gaussian of sigma {s}"),
     *_family("gradmag", (1, 2), "length of the gradient at sigma {s}"),
     *_family("log", (1, 2, 4), "sigma^2 times the Laplacian at sigma {s}: bright ridges are negative"),
     *_family("planarity", (2, 4), "how much the structure tensor over {s} voxels looks like a sheet, 0 to 1"),
-    *_family("signed_axis", (1, 2, 4), "gradient along the normal at sigma {s}; side by the volume's main axis"),
-    *_family("signed_skew", (1, 2, 4), "gradient along the normal at sigma {s}; side by the sharper face"),
-    *_family("signed_curv", (1, 2, 4), "gradient along the normal at sigma {s}; side by the sheets' curvature"),
-    *_family("face_skew", (1, 2), "gradient along the normal two voxels back, sigma {s}; side by the sharper face"),
-    *_family("face_curv", (1, 2), "gradient along the normal two voxels back, sigma {s}; side by the curvature"),
+    *_family("signed", (1, 2, 4), "gradient along the normal at sigma {s}, towards the sharper face"),
+    *_family("face", (1, 2), "the same gradient two voxels back, sigma {s}"),
     *_family("ridge", (2,), "second difference along the normal over three voxels, sigma {s}: sheets are negative"),
+    *(
+        spec
+        for name, steps in PROFILE.items()
+        for spec in _family(name, (1, 2), f"grey value at sigma {{s}}, {steps:+d} voxels along the normal")
+    ),
 )
 
-#: Components of n, for what is measured on whole volumes (see ``reference``): not in the pool.
+#: Components of n and the derivative along it, for what is measured on whole volumes (see ``reference``): not in the
+#: pool.
 NORMAL = tuple(
     FeatureSpec(f"normal_{axis}", "normal", f"component of the sheet normal along {axis}", number)
     for number, axis in enumerate("zyx")
 )
+ALONG = FeatureSpec("along_s1", "along", "gradient along the normal at sigma 1, towards the volume's direction", 1)
 
 #: Voxels that have to be known around a block for its features and their gradients: the structure tensor's chain
 #: (smoothing, difference, smoothing) and one voxel for the gradient of the feature.
 HALO = radius(TENSOR_GRADIENT) + 1 + radius(4) + 1
 
-_BY_NAME = {spec.name: spec for spec in (*FEATURES, *NORMAL)}
+_BY_NAME = {spec.name: spec for spec in (*FEATURES, *NORMAL, ALONG)}
 
 
 def feature_names() -> tuple[str, ...]:
@@ -72,5 +80,5 @@ def feature_names() -> tuple[str, ...]:
 
 
 def spec_of(name: str) -> FeatureSpec:
-    """The feature of that name, or a component of the normal; KeyError if there is none."""
+    """The feature of that name, or what is measured on whole volumes; KeyError if there is none."""
     return _BY_NAME[name]

@@ -10,14 +10,14 @@ import numpy as np
 import scipy.ndimage
 
 from nx46vx.features.backend import Backend, backend
-from nx46vx.features.pool import NORMAL, NORMAL_SCALE
+from nx46vx.features.pool import ALONG, NORMAL, NORMAL_SCALE
 from nx46vx.features.smoothing import Window, grown, relative
 
 _WHOLE = 112  # axes up to this long are looked at whole, longer ones through two windows
 _WINDOW = 56
 #: What is measured in each window: how much it looks like a sheet, the normal, and the derivative along it whose third
 #: moment tells the sides apart.
-_MEASURED = (f"planarity_s{NORMAL_SCALE}", *(spec.name for spec in NORMAL), "signed_axis_s1")
+_MEASURED = (f"planarity_s{NORMAL_SCALE}", *(spec.name for spec in NORMAL), ALONG.name)
 _MASK_REACH = 2 * NORMAL_SCALE  # voxels around a masked-out part whose gradients are those of the mask
 _NORMAL_QUANTILES = 2.5631031310892007  # distance between the 10 % and 90 % quantiles of a standard normal
 

@@ -43,7 +43,7 @@ def probability_volume(
     """
     names = ensemble.features
     if not names:  # no member helped: the same probability everywhere
-        return np.full(volume.shape, sigmoid(np.array(ensemble.intercept)), np.float32)
+        return np.full(volume.shape, sigmoid(np.array(ensemble.constant)), np.float32)
     threads, how = threads or usable_cpus(), how or backend()
     reference = measure_reference(volume, threads=threads, how=how)
     terms, constant = quadratic_terms(ensemble, names)
@@ -104,19 +104,17 @@ def quadratic_terms(ensemble: Ensemble, names: Sequence[str]) -> tuple[np.ndarra
 
     Returns:
         ``(F, 4)`` float32 of shift, a, b and c for each of ``names``, and the constant. A feature's shift is the mean
-        of its members' shifts, which keeps s small.
+        of its neurons' shifts, which keeps s small.
     """
-    active = ensemble.active
-    shifts = {
-        name: float(np.mean([m.spec.shift[m.spec.view.index(name)] for m in active if name in m.spec.view]))
-        for name in names
-    }
+    forms = ensemble.forms
+    seen = {name: [spec.shift[spec.view.index(name)] for spec, *_ in forms if name in spec.view] for name in names}
+    shifts = {name: float(np.mean(found)) if found else 0.0 for name, found in seen.items()}
     terms = {name: np.zeros(3) for name in names}
-    constant = ensemble.intercept
-    for member in active:
-        spec, count = member.spec, len(member.spec.view)
-        weights = member.weight * fold(spec, np.array(member.theta))
-        constant += float(weights[-1]) + member.weight * spec.prior_shift
+    constant = ensemble.constant
+    for spec, theta, share in forms:
+        count = len(spec.view)
+        weights = share * fold(spec, theta)
+        constant += float(weights[-1]) + share * spec.prior_shift
         for row, name in enumerate(spec.view):
             linear, square, spatial = (float(weights[part * count + row]) for part in range(3))
             scale, moved = spec.scale[row], (shifts[name] - spec.shift[row]) / spec.scale[row]

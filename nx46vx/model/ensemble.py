@@ -1,4 +1,5 @@
-"""The ensemble: each meta-neuron's best candidate, combined by non-negative weights fitted on validation logits."""
+"""The ensemble: each meta-neuron's best candidate, combined by non-negative weights fitted on validation logits, and
+mixed with the joint fit of all features that they see."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nx46vx.model.joint import Joint, JointNeuron
 from nx46vx.model.metrics import cross_entropy
 from nx46vx.model.neuron import NeuronSpec, neuron_logits
 
@@ -45,35 +47,57 @@ class Member:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """logit = intercept + sum over members of weight * member logit."""
+    """logit = intercept + sum over members of weight * member logit, and what ``joint`` makes of it if there is one."""
 
     members: tuple[Member, ...]
     intercept: float
+    joint: Joint | None = None
 
     @property
     def active(self) -> tuple[Member, ...]:
-        """The members that have a say."""
+        """The members that have a say among themselves."""
         return tuple(member for member in self.members if member.weight > 0)
 
     @property
+    def forms(self) -> list[tuple[NeuronSpec, np.ndarray, float]]:
+        """Everything that is summed up: neuron, its weights (3F + 1,), its share."""
+        share = 1.0 if self.joint is None else self.joint.members_share
+        found = [(m.spec, np.array(m.theta), share * m.weight) for m in self.active if share > 0]
+        if self.joint is not None:
+            found.append((self.joint.spec, np.array(self.joint.theta), self.joint.share))
+        return found
+
+    @property
+    def constant(self) -> float:
+        """What is added to the sum of ``forms``."""
+        joint = self.joint
+        return self.intercept if joint is None else joint.intercept + joint.members_share * self.intercept
+
+    @property
     def features(self) -> tuple[str, ...]:
-        """The features that the active members see, sorted by name."""
-        return tuple(sorted({name for member in self.active for name in member.spec.view}))
+        """The features that the active members and the joint fit see, sorted by name."""
+        seen = {name for member in self.active for name in member.spec.view}
+        return tuple(sorted(seen | set(self.joint.spec.view if self.joint is not None else ())))
 
     def logits(self, names: Sequence[str], x: np.ndarray, g: np.ndarray) -> np.ndarray:
         """Logits (n,) from features and gradients (len(names), n)."""
-        z = np.full(x.shape[1], self.intercept)
-        for member in self.active:
-            rows = [list(names).index(name) for name in member.spec.view]
-            z += member.weight * member.logits(x[rows], g[rows])
+        z = np.full(x.shape[1], self.constant)
+        for spec, theta, weight in self.forms:
+            rows = [list(names).index(name) for name in spec.view]
+            z += weight * neuron_logits(spec, theta, x[rows], g[rows])
         return z
 
     def to_json(self) -> dict[str, Any]:
-        return {"intercept": self.intercept, "members": [member.to_json() for member in self.members]}
+        return {
+            "intercept": self.intercept,
+            "members": [member.to_json() for member in self.members],
+            "joint": self.joint.to_json() if self.joint is not None else None,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Ensemble:
-        return cls(tuple(Member.from_json(member) for member in value["members"]), float(value["intercept"]))
+        joint = Joint.from_json(value["joint"]) if value.get("joint") is not None else None
+        return cls(tuple(Member.from_json(one) for one in value["members"]), float(value["intercept"]), joint)
 
 
 @dataclass(frozen=True)
@@ -131,3 +155,23 @@ def _fit(logits: np.ndarray, y: np.ndarray, rows: list[int], start: np.ndarray |
     weights = np.zeros(len(logits))
     weights[rows] = found.x[:-1]
     return Combination(weights, float(found.x[-1]), float(found.fun))
+
+
+def mixed(members: np.ndarray, joints: Sequence[tuple[JointNeuron, np.ndarray]], y: np.ndarray) -> Joint | None:
+    """The joint fit with the lowest cross-entropy once mixed with the members' sum; None if none lowers it.
+
+    Args:
+        members: the members' weighted sum on validation samples (n,).
+        joints: fits and their logits on the same samples (n,).
+        y: labels (n,).
+    """
+    alone = _fit(members[None], y, [0], None).loss
+    best: tuple[float, Joint] | None = None
+    for neuron, logits in joints:
+        found = combine(np.stack([members, logits]), y)
+        share, theta = float(found.weights[1]), tuple(neuron.theta.tolist())
+        if share > 0 and alone - found.loss > MIN_RELATIVE_GAIN * alone and (best is None or found.loss < best[0]):
+            best = found.loss, Joint(
+                neuron.spec, theta, neuron.ridge, float(found.weights[0]), share, found.intercept
+            )  # fmt: skip
+    return best[1] if best is not None else None

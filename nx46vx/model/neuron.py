@@ -126,14 +126,18 @@ def case_weights(data: FitData, multiplicity: np.ndarray) -> list[np.ndarray]:
     return [multiplicity[case].astype(np.float32) for case in ids]
 
 
-def prepare_neuron(data: FitData, seed: int, meta_neuron: int, view: Sequence[str]) -> NeuronSpec:
+def prepare_neuron(
+    data: FitData, seed: int, meta_neuron: int, view: Sequence[str], *, multiplicity: np.ndarray | None = None
+) -> NeuronSpec:
     """Draw the bootstrap and measure everything in a ``NeuronSpec``: three passes over the view's training samples.
+
+    ``multiplicity``: int64 (groups,), how often each group of samples counts, instead of a bootstrap.
 
     Raises:
         DataError: the bootstrap holds a single class, or a feature of the view does not vary.
     """
     f, rows = len(view), data.rows(view)
-    multiplicity = bootstrap(data, seed, meta_neuron)
+    multiplicity = bootstrap(data, seed, meta_neuron) if multiplicity is None else multiplicity
     weights = case_weights(data, multiplicity)
     total = float(sum(w.sum(dtype=np.float64) for w in weights))
     positive = float(sum(w[case.y == 1].sum(dtype=np.float64) for w, case in zip(weights, data.train, strict=True)))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from nx46vx.model.candidates import Candidate
-from nx46vx.model.ensemble import Member
+from nx46vx.model.ensemble import Ensemble, Member
 from nx46vx.model.fitplan import FitPlan
+from nx46vx.model.neuron import NeuronSpec
 from nx46vx.model.samples import Samples, group_ids
 from nx46vx.runtime.checkpoint.store import CheckpointStore
 from nx46vx.runtime.sink import EventSink
@@ -51,7 +52,26 @@ def best_members(plan: FitPlan, records: Records, store: CheckpointStore, sink: 
     return members
 
 
-def evaluate(members: Sequence[Member], pool: Sequence[str], cases: Sequence[Samples]) -> Evaluation:
+class Neuron(Protocol):
+    """A member, or the joint fit."""
+
+    @property
+    def spec(self) -> NeuronSpec: ...
+
+    def logits(self, x: np.ndarray, g: np.ndarray) -> np.ndarray: ...
+
+
+def combined_logits(ensemble: Ensemble, seen: Evaluation, pool: Sequence[str], cases: Sequence[Samples]) -> np.ndarray:
+    """The ensemble's logits (n,) on the samples where its members' logits are those of ``seen``."""
+    members = np.array([member.weight for member in ensemble.members]) @ seen.logits
+    joint = ensemble.joint
+    if joint is None:
+        return np.asarray(ensemble.constant + members)
+    (own,) = evaluate([joint], pool, cases).logits
+    return np.asarray(ensemble.constant + joint.members_share * members + joint.share * own)
+
+
+def evaluate(members: Sequence[Neuron], pool: Sequence[str], cases: Sequence[Samples]) -> Evaluation:
     """Logits at the natural prevalence of all members on (at most ``MAX_SAMPLES``) samples of some cases."""
     stride = max(1, -(-sum(case.y.size for case in cases) // MAX_SAMPLES))
     ids, _ = group_ids(cases)

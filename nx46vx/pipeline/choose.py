@@ -12,10 +12,11 @@ from nx46vx.data.cases import Case
 from nx46vx.data.volume_io import read_volume
 from nx46vx.inference.baseline import best_intensity_threshold, class_histograms
 from nx46vx.logs import say
-from nx46vx.model.ensemble import Ensemble, combine
+from nx46vx.model.ensemble import Ensemble, Member, combine, mixed
+from nx46vx.model.joint import Joint, fit_joint
 from nx46vx.model.metrics import average_precision, count_at_thresholds, sigmoid
 from nx46vx.model.samples import Samples
-from nx46vx.pipeline.best import best_members, evaluate
+from nx46vx.pipeline.best import best_members, combined_logits, evaluate
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.fit import FitResult
 from nx46vx.pipeline.session import Session
@@ -42,8 +43,9 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
     trace_array(session.log, "validation_logits", validation.logits)
     combination = combine(validation.logits, validation.y)
     weighted = [replace(member, weight=float(w)) for member, w in zip(members, combination.weights, strict=True)]
-    ensemble = Ensemble(tuple(weighted), combination.intercept)
-    scores = combination.logits(validation.logits)
+    joint = _joint(session, fit, weighted, combination.logits(validation.logits), validation.y)
+    ensemble = Ensemble(tuple(weighted), combination.intercept, joint)
+    scores = combined_logits(ensemble, validation, fit.data.pool, fit.data.validation)
     threshold_at = count_at_thresholds(sigmoid(scores), validation.y).best()
     figures: dict[str, Any] = {
         "validation": _figures(validation.logits, scores, validation.y, threshold_at),
@@ -57,7 +59,8 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
             }
             for m in weighted
         ],
-        "holdout": _holdout(session, cases, fit, weighted, combination, threshold_at),
+        "holdout": _holdout(session, cases, fit, ensemble, threshold_at),
+        "joint": joint.to_json() if joint is not None else None,
     }
     write_ensemble(session, ensemble, complete=fit.complete)
     session.log.emit("ENSEMBLE", intercept=ensemble.intercept, **figures)
@@ -70,18 +73,29 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
     return Choice(ensemble, figures)
 
 
+def _joint(
+    session: Session, fit: FitResult, members: Sequence[Member], scores: np.ndarray, y: np.ndarray
+) -> Joint | None:
+    """The joint fit of all features that the meta-neurons see, if it helps on validation."""
+    seen = {name for member in members for name in member.spec.view}
+    view = [name for name in fit.data.pool if name in seen]
+    neurons = fit_joint(fit.data, view, seed=session.settings.seed, meta_neuron=len(fit.plan.neurons))
+    parts = [Joint(one.spec, tuple(one.theta.tolist()), one.ridge, 0.0, 1.0, 0.0) for one in neurons]
+    logits = evaluate(parts, fit.data.pool, fit.data.validation).logits
+    trace_array(session.log, "joint_validation_logits", logits)
+    return mixed(scores, list(zip(neurons, logits, strict=True)), y)
+
+
 def write_ensemble(session: Session, ensemble: Ensemble, *, complete: bool) -> None:
     """Write ``ensemble.json``; ``complete``: nothing of the run is left undone."""
     marks = {"reduced": session.settings.reduced, "complete": complete}
     write_json(session.paths.ensemble, {**marks, **ensemble.to_json()})
 
 
-def _holdout(
-    session: Session, cases: Cases, fit: FitResult, members: Sequence[Any], combination: Any, threshold_at: int
-) -> dict[str, Any]:
+def _holdout(session: Session, cases: Cases, fit: FitResult, ensemble: Ensemble, threshold_at: int) -> dict[str, Any]:
     """Figures on the hold-out cases; the intensity threshold is tuned on the training cases."""
-    holdout = evaluate(members, fit.data.pool, fit.holdout)
-    scores = combination.logits(holdout.logits)
+    holdout = evaluate(ensemble.members, fit.data.pool, fit.holdout)
+    scores = combined_logits(ensemble, holdout, fit.data.pool, fit.holdout)
     baseline = best_intensity_threshold(_histograms(case) for case in cases.of("train"))
     counted = np.add.reduce([_sampled_histograms(cases, samples) for samples in fit.holdout])
     return {

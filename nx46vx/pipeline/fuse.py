@@ -16,7 +16,7 @@ from nx46vx.inference.predict import probability_volume
 from nx46vx.logs import say
 from nx46vx.model.ensemble import Ensemble
 from nx46vx.model.samples import Samples
-from nx46vx.pipeline.best import MAX_SAMPLES, evaluate
+from nx46vx.pipeline.best import MAX_SAMPLES, combined_logits, evaluate
 from nx46vx.pipeline.choose import Choice
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.decisions import Decisions
@@ -193,7 +193,7 @@ def _cases(
     """Both sides' logits on the sampled voxels of some cases."""
     from nx46vx.student.fusion import FusionCase
 
-    weights, found = np.array([member.weight for member in ensemble.members]), []
+    found = []
     for samples in chosen:
         if not session.governor.may_package():
             raise StoppedError(f"stopped by {session.governor.reason}", fix="run the same command again to continue")
@@ -201,7 +201,8 @@ def _cases(
         index = np.asarray(samples.index)[:: max(1, -(-samples.y.size // MAX_SAMPLES))]
         volume = read_volume(cases.by_id[samples.case_id].image, case_id=samples.case_id)
         logits = student.logits(volume, symmetries).reshape(-1)[index].astype(np.float64)
-        found.append(FusionCase(samples.case_id, ensemble.intercept + weights @ seen.logits, logits, seen.y))
+        neurons = combined_logits(ensemble, seen, fit.data.pool, [samples])
+        found.append(FusionCase(samples.case_id, neurons, logits, seen.y))
     return found
 
 

@@ -64,7 +64,8 @@ def ensemble_value(
     fit: FitPlan, records: Mapping[str, Record], states: Mapping[str, LaneState], event: Mapping[str, Any],
     found: Mapping[str, Any], marks: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """``ensemble.json`` again: each neuron's best candidate, its weights from the payload, its share from the log.
+    """``ensemble.json`` again: each neuron's best candidate, its weights from the payload, its share from the log;
+    the joint fit as the log has it.
 
     The log's ``ENSEMBLE`` may lack the intercept; the stored one then stands, and is judged on the feature cache.
     """
@@ -81,7 +82,8 @@ def ensemble_value(
                 "spec": fit.spec(neuron).to_json(),
             }
         )
-    return {**marks, "intercept": event.get("intercept", found.get("intercept")), "members": members}
+    intercept = event.get("intercept", found.get("intercept"))
+    return {**marks, "intercept": intercept, "members": members, "joint": event.get("joint")}
 
 
 def report_figures(event: Mapping[str, Any], ensemble: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def report_figures(event: Mapping[str, Any], ensemble: Mapping[str, Any]) -> dic
         }
         for member in ensemble["members"]
     ]  # fmt: skip
-    return {"validation": validation, "holdout": holdout, "members": members}
+    return {"validation": validation, "holdout": holdout, "members": members, "joint": ensemble.get("joint")}
 
 
 def search_figures(records: Sequence[Record], fit: FitPlan, goal: int) -> dict[str, Any]:

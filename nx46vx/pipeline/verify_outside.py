@@ -22,7 +22,7 @@ from nx46vx.inference.baseline import best_intensity_threshold, class_histograms
 from nx46vx.model.ensemble import Ensemble
 from nx46vx.model.metrics import average_precision, count_at_thresholds
 from nx46vx.paths import RunPaths, default_cache_dir
-from nx46vx.pipeline.best import evaluate
+from nx46vx.pipeline.best import combined_logits, evaluate
 from nx46vx.pipeline.findings import Findings
 from nx46vx.pipeline.primary import RunLog
 from nx46vx.pipeline.verify_plan import Plan
@@ -127,7 +127,7 @@ def _check_role(
     found: Mapping[str, Any],
 ) -> None:  # fmt: skip
     seen = evaluate(ensemble.members, feature_names(), cases)
-    scores = ensemble.intercept + np.array([member.weight for member in ensemble.members]) @ seen.logits
+    scores = combined_logits(ensemble, seen, feature_names(), cases)
     counts = count_at_thresholds(0.5 * (1.0 + np.tanh(0.5 * scores)), seen.y)
     told = {
         "samples": int(seen.y.size), "positives": counts.positives,

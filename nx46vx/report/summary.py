@@ -54,6 +54,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
             for m in report["members"]
         ),
         "",
+        *_joint(report.get("joint")),
         *_student(report.get("student")),
         "## Data",
         "",
@@ -85,6 +86,16 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         *profile_lines(report.get("profile"), report.get("gpu")),
     ]
     return "\n".join(lines)
+
+
+def _joint(joint: Mapping[str, Any] | None) -> list[str]:
+    if joint is None:
+        return ["Fitting all features together did not help: the members alone decide.", ""]
+    return [
+        f"All {len(joint['spec']['view'])} features that the members see, fitted together (ridge {joint['ridge']:g}), "
+        f"have a share of {joint['share']:.4f}, the members' sum one of {joint['members_share']:.4f}.",
+        "",
+    ]
 
 
 def _student(student: Mapping[str, Any] | None) -> list[str]:

@@ -22,7 +22,7 @@ from nx46vx.features.arrays import Arrays
 from nx46vx.features.backend import Backend, backend, compiled
 from nx46vx.features.blocks import iter_blocks, sample_features
 from nx46vx.features.extractors import compute_pool, standardise
-from nx46vx.features.pool import FEATURES, HALO, NORMAL_SCALE, PLANARITY_EPSILON, feature_names
+from nx46vx.features.pool import FEATURES, HALO, NORMAL_SCALE, PLANARITY_EPSILON, PROFILE, feature_names
 from nx46vx.features.reference import VolumeReference, measure_reference
 from nx46vx.features.smoothing import half_kernel, smooth
 from nx46vx.features.symmetric_eig import COMPONENTS, eigenvalues, principal_eigenvector
@@ -128,8 +128,10 @@ def scipy_feature(name: str, v: np.ndarray, reference: VolumeReference) -> tuple
 
     if family == "ridge":
         return displaced(3) + displaced(-3) - 2 * smooth(v, s), clear
-    sign = {"axis": 1, "skew": reference.sign_skew, "curv": reference.sign_curvature}[family.split("_")[1]]
-    if family.startswith("face"):
+    sign = reference.sign_skew
+    if family in PROFILE:
+        return displaced(PROFILE[family] * sign), clear
+    if family == "face":
         return (displaced(-sign) - displaced(-3 * sign)) / 2, clear
     along = sum(g * part for g, part in zip(gradient(smooth(v, s)), n, strict=True))
     return sign * along, clear
@@ -205,7 +207,7 @@ def test_smoothing_is_scipys_gaussian_filter(sigma: int, shape: tuple[int, int, 
 def test_features_asked_for_alone_are_those_of_the_whole_pool(
     how: Backend, volume: np.ndarray, reference: VolumeReference, pool: np.ndarray
 ) -> None:
-    names = ("signed_curv_s2", "gauss_s4")
+    names = ("signed_s2", "gauss_s4")
     some = compute_pool(standardise(volume, reference), reference, names)
     assert np.array_equal(some, pool[[NAMES.index(name) for name in names]])
     ((_, x, _),) = iter_blocks(volume, reference, names, block=64, how=how)
@@ -377,7 +379,7 @@ def test_the_pool_is_computed_where_the_array_lives(
 
 @pytest.mark.parametrize("plane", [(0, 1), (1, 2), (0, 2)])
 @pytest.mark.parametrize(
-    "name", ["signed_skew_s2", "signed_curv_s1", "face_skew_s2", "face_curv_s1", "ridge_s2", "planarity_s4", "log_s2"]
+    "name", ["signed_s2", "before4_s1", "face_s2", "after2_s1", "ridge_s2", "planarity_s4", "log_s2"]
 )
 def test_features_turn_with_the_volume(plane: tuple[int, int], name: str) -> None:
     volume = sheets((40, 44, 48), axis=(-60.0, 10.0))
