@@ -85,7 +85,7 @@ def _check(found: Backend) -> None:
     rng = np.random.default_rng(0)
     edge = 2 * HALO
     volume = rng.integers(1, 255, (7, 9, edge + 6)).astype(np.uint8)
-    reference = VolumeReference(120.0, 50.0, (0.6, 0.0, -0.8), -1, 1)
+    reference = VolumeReference(120.0, 50.0, (0.6, 0.0, -0.8), -1)
     window = (slice(1, 5), slice(0, 9), slice(3, edge))
     terms = rng.standard_normal((len(feature_names()), 4)).astype(np.float32)
     places = np.array([1, 5, 2]), np.array([0, 8, 4]), np.array([2, edge, edge - 3])

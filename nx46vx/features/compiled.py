@@ -118,7 +118,7 @@ class CompiledBlock:
         return out[:, :count]
 
     def _kernel(self, *, points: bool) -> Voxels:
-        return voxels(self._names, self._reference.sign_skew, self._reference.sign_curvature, points)
+        return voxels(self._names, self._reference.sign_skew, points)
 
 
 def _repeat_edges(planes: np.ndarray, top: int, bottom: int, left: int, right: int) -> None:

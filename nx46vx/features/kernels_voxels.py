@@ -51,17 +51,17 @@ class Voxels:
 
 
 @functools.cache
-def voxels(names: tuple[str, ...], sign_skew: int, sign_curvature: int, points: bool) -> Voxels:
-    """The kernel of some features, in their order, for volumes of such signs."""
-    empty = _write(names, sign_skew, sign_curvature, points, (), ())[1]
+def voxels(names: tuple[str, ...], sign_skew: int, points: bool) -> Voxels:
+    """The kernel of some features, in their order, for volumes with that sign."""
+    empty = _write(names, sign_skew, points, (), ())[1]
     fields = tuple(empty)
     layouts = tuple(dict.fromkeys(field.layout for field in fields))
-    code, _ = _write(names, sign_skew, sign_curvature, points, fields, layouts)
+    code, _ = _write(names, sign_skew, points, fields, layouts)
     return Voxels(Kernel(code.finish(), code.name, host()), fields, layouts)
 
 
 def _write(
-    names: tuple[str, ...], sign_skew: int, sign_curvature: int, points: bool, fields: tuple[Field, ...],
+    names: tuple[str, ...], sign_skew: int, points: bool, fields: tuple[Field, ...],
     layouts: tuple[tuple[str, int], ...],
 ) -> tuple[Code, dict[Field, None]]:  # fmt: skip
     """The code, and the fields that it needs; as long as they are not known, the code means nothing."""
@@ -75,7 +75,7 @@ def _write(
     bases = {field: code.address(place) for place, field in enumerate(fields)}
     places = [code.address(count + 1 + axis) for axis in range(3)] if points else []
     direction = [code.scalar(axis, F64) for axis in range(3)]
-    reference = SimpleNamespace(direction=direction, sign_skew=sign_skew, sign_curvature=sign_curvature)
+    reference = SimpleNamespace(direction=direction, sign_skew=sign_skew)
 
     def line(number: Value) -> None:
         def some(start: Value) -> None:

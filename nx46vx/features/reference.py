@@ -24,28 +24,21 @@ _NORMAL_QUANTILES = 2.5631031310892007  # distance between the 10 % and 90 % qua
 
 @dataclass(frozen=True)
 class VolumeReference:
-    """Robust grey-value centre and scale, the sheets' main direction (z, y, x), and two ways to tell their sides."""
+    """Robust grey-value centre and scale, the sheets' main direction (z, y, x), and the side of their sharper face."""
 
     median: float
     scale: float
     direction: tuple[float, float, float]
     sign_skew: int
-    sign_curvature: int
 
 
 @dataclass(frozen=True)
 class _Sheets:
     """Per voxel of a window, flat: unit normal (its sign arbitrary), weight, and what depends on the normal's sign."""
 
-    window: Window
     normal: np.ndarray  # (3, n) float32
     weight: np.ndarray  # (n,) float32, planarity; 0 near parts where the scan is masked out (zero)
     along: np.ndarray  # (n,) float32, derivative along the normal
-
-    def position(self) -> np.ndarray:
-        """Voxel positions in the volume, (3, n)."""
-        axes = [np.arange(part.start, part.stop, dtype=np.float32) for part in self.window]
-        return np.stack([grid.ravel() for grid in np.meshgrid(*axes, indexing="ij")])
 
     def towards(self, direction: np.ndarray) -> np.ndarray:
         """n.d, (n,) float64; without a matrix product, whose bits could depend on threads."""
@@ -59,13 +52,12 @@ def measure_reference(volume: np.ndarray, *, threads: int = 1, how: Backend | No
     Grey values: median and (q90 - q10) / 2.563 over the voxels that are not zero, exact from a histogram.
     Direction d: principal eigenvector of the mean of n n^T weighted by planarity; its largest component is positive.
     sign_skew: sign of the third moment of the derivative along n (n.d > 0): the sharper face of the sheets.
-    sign_curvature: sign of the divergence of n (n.d > 0): +1 where sheets bend around an axis that lies towards -d.
-    Both are +1 where the volume does not tell. Sums are weighted by planarity and |n.d| (normals near perpendicular
-    to d, whose sign is uncertain, count little). The last three are measured in up to eight windows placed
+    It is +1 where the volume does not tell. Sums are weighted by planarity and |n.d| (normals near perpendicular
+    to d, whose sign is uncertain, count little). The last two are measured in up to eight windows placed
     symmetrically, so memory does not grow with the volume.
     """
     median, scale = _grey_values(volume)
-    grey = VolumeReference(median, scale, (0.0, 0.0, 0.0), 1, 1)
+    grey = VolumeReference(median, scale, (0.0, 0.0, 0.0), 1)
     how = how or backend()
     seen = [_measure_window(volume, window, grey, how, threads) for window in _windows(volume.shape)]
     moment = sum(
@@ -75,13 +67,11 @@ def measure_reference(volume: np.ndarray, *, threads: int = 1, how: Backend | No
     skew = 0.0
     for sheets in seen:
         skew += float(np.sum(sheets.weight * sheets.towards(direction) * sheets.along**3, dtype=np.float64))
-    curvature = _fitted_divergence(seen, direction)
     return VolumeReference(
         median=median,
         scale=scale,
         direction=(float(direction[0]), float(direction[1]), float(direction[2])),
         sign_skew=-1 if skew < 0 else 1,
-        sign_curvature=-1 if curvature < 0 else 1,
     )
 
 
@@ -116,7 +106,7 @@ def _measure_window(
     block = how.block(volume, window, grey, _MEASURED, threads=threads)
     planes = [plane[:, 1:-1, 1:-1] for plane in block.planes(window[0].start, window[0].stop)]
     found = np.stack(planes, axis=1).reshape(len(_MEASURED), -1)
-    return _Sheets(window=window, normal=found[1:4], weight=found[0] * _scanned(volume, window).ravel(), along=found[4])
+    return _Sheets(normal=found[1:4], weight=found[0] * _scanned(volume, window).ravel(), along=found[4])
 
 
 def _scanned(volume: np.ndarray, window: Window) -> np.ndarray:
@@ -127,29 +117,6 @@ def _scanned(volume: np.ndarray, window: Window) -> np.ndarray:
     if not masked.any():
         return np.ones([part.stop - part.start for part in window], bool)
     return np.asarray(~scipy.ndimage.maximum_filter(masked, 2 * _MASK_REACH + 1, mode="reflect")[place])
-
-
-def _fitted_divergence(seen: list[_Sheets], direction: np.ndarray) -> float:
-    """Divergence of the weighted least-squares linear field through the oriented normals: trace of A in n = c + A x.
-
-    Fitted over the whole volume, local waves of the sheets count far less than in a mean of local divergences.
-    """
-    weights = 0.0
-    moments = np.zeros((6, 6))  # of (position, normal)
-    means = np.zeros(6)
-    for sheets in seen:
-        cosine = sheets.towards(direction)
-        both = np.concatenate([sheets.position(), sheets.normal * np.sign(cosine)])
-        weight = sheets.weight * np.abs(cosine)
-        weights += float(weight.sum())
-        means += np.einsum("n,in->i", weight, both)
-        moments += np.einsum("n,in,jn->ij", weight, both, both)
-    if weights <= 0:
-        return 0.0
-    means /= weights
-    covariance = moments / weights - np.outer(means, means)
-    slopes, *_ = np.linalg.lstsq(covariance[:3, :3], covariance[:3, 3:], rcond=1e-9)
-    return float(np.trace(slopes))
 
 
 def _main_direction(moment: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """What the network sees of a volume: grey values, and their slope across the sheets with its sign settled.
 
 The label is one face of a sheet, and which of the two it is cannot be told from a small patch with certainty. The
-volume as a whole tells: its sharper faces, and the side that its sheets curve around. Both answers are measured once
-per volume (:func:`nx46vx.features.reference.measure_reference`); the network sees the slope under either and learns
-which to trust. A slope along a direction that moves with the volume is a scalar: it stays true under every symmetry.
+volume as a whole tells, by its sharper faces, measured once per volume
+(:func:`nx46vx.features.reference.measure_reference`). A slope along a direction that moves with the volume is a scalar:
+it stays true under every symmetry.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ SIGMA = 1.0
 
 
 def channel_count(sides: bool) -> int:
-    """Channels of a patch: the grey values, and with ``sides`` the slope under both rules."""
-    return 3 if sides else 1
+    """Channels of a patch: the grey values, and with ``sides`` the slope towards the sharper faces."""
+    return 2 if sides else 1
 
 
 def standardised(grey: np.ndarray, reference: VolumeReference) -> np.ndarray:
@@ -35,4 +35,4 @@ def channels_of(grey: np.ndarray, reference: VolumeReference, sides: bool) -> np
     for axis, along in enumerate(reference.direction):
         order = [1 if axis == other else 0 for other in range(3)]
         slope += np.float32(along) * gaussian_filter(grey, SIGMA, order=order, mode="reflect", truncate=3.0)
-    return np.stack([grey, slope * np.float32(reference.sign_skew), slope * np.float32(reference.sign_curvature)])
+    return np.stack([grey, slope * np.float32(reference.sign_skew)])

@@ -11,9 +11,11 @@ from student_specs import small
 
 from nx46vx.errors import UsageError
 from nx46vx.settings import StudentSettings, load_settings
+from nx46vx.student.channels import channel_count
 from nx46vx.student.spec import StudentSpec, Variant
 from nx46vx.student.unet import build_network, to_cells, to_voxels
 
+CHANNELS = channel_count(True)
 FORMS = list(itertools.product(["3d", "2.5d"], [False, True], [False, True], [1, 2]))
 
 
@@ -28,19 +30,19 @@ def test_every_form_gives_a_logit_per_voxel_and_coarser_ones(
     given = spec(variant, multi_scale=multi_scale, attention=attention, cell=cell, levels=3, slab=[4, 16, 24])
     shape = (16, 16, 16) if variant == "3d" else (4, 16, 24)
     net = build_network(given, 0)
-    outputs = net(torch.randn(2, 3, *shape))
+    outputs = net(torch.randn(2, CHANNELS, *shape))
     assert [tuple(one.shape[:2]) for one in outputs] == [(2, 1)] * 2
     assert tuple(outputs[0].shape[2:]) == shape
     coarser = [edge // (2 * cell) for edge in shape]
     assert list(outputs[1].shape[2:]) == (coarser if variant == "3d" else [shape[0], *coarser[1:]])
-    assert len(build_network(spec(variant, deep_supervision=False), 0)(torch.randn(1, 3, *shape))) == 1
+    assert len(build_network(spec(variant, deep_supervision=False), 0)(torch.randn(1, CHANNELS, *shape))) == 1
 
 
 @pytest.mark.parametrize("variant", ["3d", "2.5d"])
 def test_all_weights_of_a_form_get_a_gradient(variant: Variant) -> None:
     given = spec(variant, multi_scale=True, attention=True)
     net = build_network(given, 0)
-    outputs = net(torch.randn(2, 3, *given.patch), torch.ones(2, net.net.bottleneck))
+    outputs = net(torch.randn(2, CHANNELS, *given.patch), torch.ones(2, net.net.bottleneck))
     sum(one.square().mean() for one in outputs).backward()  # type: ignore[union-attr]
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -49,14 +51,14 @@ def test_all_weights_of_a_form_get_a_gradient(variant: Variant) -> None:
 def test_a_samples_logits_do_not_depend_on_its_company(variant: Variant, attention: bool) -> None:
     given = spec(variant, attention=attention)
     net = build_network(given, 0)
-    x = torch.randn(3, 3, *given.patch)
+    x = torch.randn(3, CHANNELS, *given.patch)
     torch.testing.assert_close(net(x)[0][1:2], net(x[1:2])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_slice_of_the_flat_form_sees_its_neighbours_and_no_further() -> None:
     given = spec("2.5d", context_slices=3, slab=[8, 16, 16])
     net = build_network(given, 0)
-    x = torch.randn(1, 3, 8, 16, 16)
+    x = torch.randn(1, CHANNELS, 8, 16, 16)
     changed = x.clone()
     changed[:, :, 6] += 1
     differs = (net(x)[0] != net(changed)[0]).flatten(3).any(3)[0, 0]
@@ -71,7 +73,7 @@ def test_cells_are_taken_apart_and_put_together_without_loss() -> None:
 
 
 def test_the_untrained_network_expects_little_surface() -> None:
-    logits = build_network(spec(), 0)(torch.randn(1, 3, 16, 16, 16))[0]
+    logits = build_network(spec(), 0)(torch.randn(1, CHANNELS, 16, 16, 16))[0]
     assert 0.02 < float(torch.sigmoid(logits).mean().detach()) < 0.3
 
 

@@ -57,7 +57,7 @@ def same(one: list[tuple[torch.Tensor, torch.Tensor]], other: list[tuple[torch.T
 def test_the_batches_are_the_same_whatever_reads_them(cut_cases: list[Case]) -> None:
     spec = spec_of(cut_cases)
     here = batches(spec, LoaderPlan())
-    assert [tuple(image.shape) for image, _ in here] == [(3, 3, 16, 16, 16)] * 4
+    assert [tuple(image.shape) for image, _ in here] == [(3, 2, 16, 16, 16)] * 4
     assert {image.dtype for image, _ in here} == {torch.float32} and {label.dtype for _, label in here} == {torch.uint8}
     assert same(batches(spec, LoaderPlan(1, 2)), here)
     assert same(batches(spec, LoaderPlan(2, 4)), here)
@@ -136,15 +136,15 @@ def test_a_volume_smaller_than_a_patch_is_mirrored_and_its_label_ignored_there()
 
 
 def test_the_slope_tells_the_labelled_face_from_the_other_one(cases: list[Case]) -> None:
-    """Under both rules it is steeper up into the sheet at labelled voxels than anywhere else on average."""
+    """It is steeper up into the sheet at labelled voxels than anywhere else on average."""
     right = 0
     for case in cases:
         image, label = read_pair(case)
         reference = measure_reference(image)
         seen = channels_of(standardised(image, reference), reference, True)
-        assert seen.shape == (3, *image.shape) and seen.dtype == np.float32
-        right += sum(slope[label == 1].mean() > 0.3 * slope.std() for slope in seen[1:])
-    assert right >= 0.8 * 2 * len(cases)
+        assert seen.shape == (2, *image.shape) and seen.dtype == np.float32
+        right += seen[1][label == 1].mean() > 0.3 * seen[1].std()
+    assert right == len(cases)
     assert channels_of(standardised(image, reference), reference, False).shape == (1, *image.shape)
 
 

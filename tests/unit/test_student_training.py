@@ -48,7 +48,7 @@ def cases(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Cas
 
 def batch(size: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(size, 3, 16, 16, 16, generator=generator)
+    image = torch.randn(size, 2, 16, 16, 16, generator=generator)
     return image, (image[:, :1] > 1).to(torch.uint8), torch.rand(size, 8, generator=generator) * 2
 
 
