@@ -44,11 +44,11 @@ def host() -> Machine:
     return Machine(binding.get_host_cpu_name(), found.flatten(), width)
 
 
-class Kernel:
-    """A compiled function; the code lives as long as this."""
+class Code:
+    """Compiled LLVM assembly; it lives as long as this."""
 
-    def __init__(self, text: str, name: str, machine: Machine) -> None:
-        """Compile LLVM assembly. Raises whatever LLVM raises."""
+    def __init__(self, text: str, cpu: str, features: str) -> None:
+        """Compile for a processor. Raises whatever LLVM raises."""
         with _COMPILING:
             with contextlib.suppress(RuntimeError):  # llvmlite 0.45 and later initialise by themselves, and say so
                 binding.initialize()
@@ -56,14 +56,24 @@ class Kernel:
             binding.initialize_native_asmprinter()
             module = binding.parse_assembly(text)
             module.verify()
-            target = binding.Target.from_default_triple().create_target_machine(
-                cpu=machine.cpu, features=machine.features, opt=3, jit=True
+            self._target = binding.Target.from_default_triple().create_target_machine(
+                cpu=cpu, features=features, opt=3, jit=True
             )
-            self._engine = binding.create_mcjit_compiler(module, target)
-            self._target = target
+            self._engine = binding.create_mcjit_compiler(module, self._target)
             self._engine.finalize_object()
-            address = self._engine.get_function_address(name)
-        self._run: Any = _SIGNATURE(address)
+
+    def address(self, name: str) -> int:
+        """Where a function begins."""
+        return int(self._engine.get_function_address(name))
+
+
+class Kernel:
+    """A compiled function; the code lives as long as this."""
+
+    def __init__(self, text: str, name: str, machine: Machine) -> None:
+        """Compile LLVM assembly. Raises whatever LLVM raises."""
+        self._code = Code(text, machine.cpu, machine.features)
+        self._run: Any = _SIGNATURE(self._code.address(name))
 
     def __call__(self, addresses: Sequence[int], numbers: Sequence[int], scalars: Sequence[float] = ()) -> None:
         """Run it on arrays at some addresses; the caller keeps them alive and large enough."""

@@ -5,7 +5,6 @@ LLVM comes with llvmlite; nothing is written to disk. A call holds no lock of th
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import platform
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from llvmlite import binding  # type: ignore[import-untyped]
 
+from nx46vx.features.jit import Code
 from nx46vx.model.candidates import TILE
 from nx46vx.model.kernel_build import build
 from nx46vx.model.kernel_ir import Machine
@@ -38,7 +38,7 @@ class Kernel:
     train: Any
     validate: Any
     machine: Machine
-    _owner: Any  # the code goes with it
+    _code: Code  # it has to stay
 
     def scratch(self, features: int) -> np.ndarray:
         """Working memory of one thread, on a cache line's bound."""
@@ -74,19 +74,9 @@ def compiled(features: int, machine: Machine | None = None) -> Kernel:
         RuntimeError: the code gives wrong figures.
     """
     machine = machine or host()
-    with contextlib.suppress(RuntimeError):  # llvmlite 0.45 and later initialise by themselves, and say so
-        binding.initialize()
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    module = binding.parse_assembly(build(features, len(THRESHOLDS), machine))
-    target = binding.Target.from_default_triple().create_target_machine(
-        cpu=machine.cpu, features=machine.features, opt=3, jit=True
-    )
-    module.verify()
-    engine = binding.create_mcjit_compiler(module, target)
-    engine.finalize_object()
-    train, validate = (_SIGNATURE(engine.get_function_address(name)) for name in ("train", "validate"))
-    kernel = Kernel(train, validate, machine, (engine, target))
+    code = Code(build(features, len(THRESHOLDS), machine), machine.cpu, machine.features)
+    train, validate = (_SIGNATURE(code.address(name)) for name in ("train", "validate"))
+    kernel = Kernel(train, validate, machine, code)
     _check(kernel, features)
     return kernel
 
