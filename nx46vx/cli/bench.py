@@ -81,6 +81,18 @@ def inference(quick: Quick = False, json: Json = False) -> None:
 
 
 @bench.command()
+def pool(quick: Quick = False, json: Json = False) -> None:
+    """The feature pool on held-out generated scrolls: families left out and added, ensembles against boosted trees."""
+    from nx46vx.bench import pool as module
+
+    outcome = module.measure(module.QUICK if quick else module.Sizes())
+    if json:
+        _show(outcome, quick, json)
+    else:
+        typer.echo(module.table(outcome))
+
+
+@bench.command()
 def masks(quick: Quick = False, json: Json = False) -> None:
     """What each step from probability to mask adds to the competition's score of held-out generated volumes."""
     from nx46vx.bench import ablation as module

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from nx46vx.model.metrics import cross_entropy
 from nx46vx.model.neuron import NeuronSpec, block_of, design_columns, neuron_logits, prepare_neuron
@@ -67,6 +68,7 @@ class JointNeuron:
     ridge: float
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # the same bits on any machine's threads, and none that wait
 def fit_joint(data: FitData, view: Sequence[str], *, seed: int, meta_neuron: int) -> list[JointNeuron]:
     """The neuron over ``view``, once for each of ``RIDGES``.
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nx46vx.model.candidates import Candidate
-from nx46vx.model.ensemble import Ensemble, Member
+from nx46vx.model.ensemble import Member
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.model.neuron import NeuronSpec
 from nx46vx.model.samples import Samples, group_ids
@@ -59,16 +59,6 @@ class Neuron(Protocol):
     def spec(self) -> NeuronSpec: ...
 
     def logits(self, x: np.ndarray, g: np.ndarray) -> np.ndarray: ...
-
-
-def combined_logits(ensemble: Ensemble, seen: Evaluation, pool: Sequence[str], cases: Sequence[Samples]) -> np.ndarray:
-    """The ensemble's logits (n,) on the samples where its members' logits are those of ``seen``."""
-    members = np.array([member.weight for member in ensemble.members]) @ seen.logits
-    joint = ensemble.joint
-    if joint is None:
-        return np.asarray(ensemble.constant + members)
-    (own,) = evaluate([joint], pool, cases).logits
-    return np.asarray(ensemble.constant + joint.members_share * members + joint.share * own)
 
 
 def evaluate(members: Sequence[Neuron], pool: Sequence[str], cases: Sequence[Samples]) -> Evaluation:

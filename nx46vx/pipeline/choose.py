@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,16 @@ from nx46vx.data.cases import Case
 from nx46vx.data.volume_io import read_volume
 from nx46vx.inference.baseline import best_intensity_threshold, class_histograms
 from nx46vx.logs import say
-from nx46vx.model.ensemble import Ensemble, Member, combine, mixed
-from nx46vx.model.joint import Joint, fit_joint
+from nx46vx.model.ensemble import Ensemble
 from nx46vx.model.metrics import average_precision, count_at_thresholds, sigmoid
 from nx46vx.model.samples import Samples
-from nx46vx.pipeline.best import best_members, combined_logits, evaluate
+from nx46vx.pipeline.best import best_members, evaluate
+from nx46vx.pipeline.combining import combined, combined_logits
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.fit import FitResult
 from nx46vx.pipeline.session import Session
 from nx46vx.report.tables import leaderboard_csv
 from nx46vx.runtime.atomic import write_json, write_text
-from nx46vx.runtime.sink import trace_array
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,7 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
     write_text(session.paths.leaderboard, leaderboard_csv(whole))
     store = session.store(fit.plan)
     members = best_members(fit.plan, fit.records, store, session.log)
-    validation = evaluate(members, fit.data.pool, fit.data.validation)
-    trace_array(session.log, "validation_logits", validation.logits)
-    combination = combine(validation.logits, validation.y)
-    weighted = [replace(member, weight=float(w)) for member, w in zip(members, combination.weights, strict=True)]
-    joint = _joint(session, fit, weighted, combination.logits(validation.logits), validation.y)
-    ensemble = Ensemble(tuple(weighted), combination.intercept, joint)
+    ensemble, validation = combined(members, fit.data, seed=session.settings.seed, sink=session.log)
     scores = combined_logits(ensemble, validation, fit.data.pool, fit.data.validation)
     threshold_at = count_at_thresholds(sigmoid(scores), validation.y).best()
     figures: dict[str, Any] = {
@@ -57,10 +50,10 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
                 "weight": m.weight,
                 "helps": m.weight > 0,
             }
-            for m in weighted
+            for m in ensemble.members
         ],
         "holdout": _holdout(session, cases, fit, ensemble, threshold_at),
-        "joint": joint.to_json() if joint is not None else None,
+        "joint": ensemble.joint.to_json() if ensemble.joint is not None else None,
     }
     write_ensemble(session, ensemble, complete=fit.complete)
     session.log.emit("ENSEMBLE", intercept=ensemble.intercept, **figures)
@@ -71,19 +64,6 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
         f"{hold['best_member_average_precision']:.3f} of the best single member"
     )
     return Choice(ensemble, figures)
-
-
-def _joint(
-    session: Session, fit: FitResult, members: Sequence[Member], scores: np.ndarray, y: np.ndarray
-) -> Joint | None:
-    """The joint fit of all features that the meta-neurons see, if it helps on validation."""
-    seen = {name for member in members for name in member.spec.view}
-    view = [name for name in fit.data.pool if name in seen]
-    neurons = fit_joint(fit.data, view, seed=session.settings.seed, meta_neuron=len(fit.plan.neurons))
-    parts = [Joint(one.spec, tuple(one.theta.tolist()), one.ridge, 0.0, 1.0, 0.0) for one in neurons]
-    logits = evaluate(parts, fit.data.pool, fit.data.validation).logits
-    trace_array(session.log, "joint_validation_logits", logits)
-    return mixed(scores, list(zip(neurons, logits, strict=True)), y)
 
 
 def write_ensemble(session: Session, ensemble: Ensemble, *, complete: bool) -> None:

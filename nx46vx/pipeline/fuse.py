@@ -16,8 +16,9 @@ from nx46vx.inference.predict import probability_volume
 from nx46vx.logs import say
 from nx46vx.model.ensemble import Ensemble
 from nx46vx.model.samples import Samples
-from nx46vx.pipeline.best import MAX_SAMPLES, combined_logits, evaluate
+from nx46vx.pipeline.best import MAX_SAMPLES, evaluate
 from nx46vx.pipeline.choose import Choice
+from nx46vx.pipeline.combining import combined_logits
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.decisions import Decisions
 from nx46vx.pipeline.fit import FitResult

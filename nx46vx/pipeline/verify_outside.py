@@ -22,7 +22,8 @@ from nx46vx.inference.baseline import best_intensity_threshold, class_histograms
 from nx46vx.model.ensemble import Ensemble
 from nx46vx.model.metrics import average_precision, count_at_thresholds
 from nx46vx.paths import RunPaths, default_cache_dir
-from nx46vx.pipeline.best import combined_logits, evaluate
+from nx46vx.pipeline.best import evaluate
+from nx46vx.pipeline.combining import combined_logits
 from nx46vx.pipeline.findings import Findings
 from nx46vx.pipeline.primary import RunLog
 from nx46vx.pipeline.verify_plan import Plan
