@@ -21,52 +21,55 @@ def scipy_feature(name: str, v: np.ndarray, reference: VolumeReference) -> np.nd
     family, scale = name.rsplit("_s", 1)
     s = int(scale)
     if family == "gauss":
-        return _smooth(v, s)
+        return smooth(v, s)
     if family == "gradmag":
-        return np.sqrt(sum(part * part for part in _gradient(_smooth(v, s))))
+        return np.sqrt(sum(part * part for part in gradient(smooth(v, s))))
     if family == "log":
         kernel = [1, -2, 1] if s == 1 else [0.25, 0, -0.5, 0, 0.25]
-        smooth = _smooth(v, s)
-        return s * s * sum(ndi.correlate1d(smooth, kernel, axis=axis, mode="reflect") for axis in range(3))
+        smoothed = smooth(v, s)
+        return s * s * sum(ndi.correlate1d(smoothed, kernel, axis=axis, mode="reflect") for axis in range(3))
     if family == "planarity":
-        l3, l2, l1 = np.moveaxis(np.linalg.eigvalsh(_tensor(v, s)), -1, 0)
+        l3, l2, l1 = np.moveaxis(np.linalg.eigvalsh(tensor(v, s)), -1, 0)
         return (l1 - l2) / (l1 + l2 + l3 + PLANARITY_EPSILON)
     normal = normal_of(v, reference)
     if family == "ridge":
-        return _displaced(v, s, 3 * normal) + _displaced(v, s, -3 * normal) - 2 * _smooth(v, s)
+        return displaced(v, s, 3 * normal) + displaced(v, s, -3 * normal) - 2 * smooth(v, s)
     sign = {"axis": 1, "skew": reference.sign_skew, "curv": reference.sign_curvature}[family.split("_")[1]]
     if family.startswith("face"):
-        return 0.5 * (_displaced(v, s, -sign * normal) - _displaced(v, s, -3 * sign * normal))
-    return sign * sum(part * n for part, n in zip(_gradient(_smooth(v, s)), normal, strict=True))
+        return 0.5 * (displaced(v, s, -sign * normal) - displaced(v, s, -3 * sign * normal))
+    return sign * sum(part * n for part, n in zip(gradient(smooth(v, s)), normal, strict=True))
 
 
 def normal_of(v: np.ndarray, reference: VolumeReference) -> np.ndarray:
     """Sheet normals (3, z, y, x), on the side of the volume's direction."""
-    n = np.moveaxis(np.linalg.eigh(_tensor(v, NORMAL_SCALE))[1][..., -1], -1, 0)
+    n = np.moveaxis(np.linalg.eigh(tensor(v, NORMAL_SCALE))[1][..., -1], -1, 0)
     towards = sum(d * part for d, part in zip(reference.direction, n, strict=True))
     return np.where(towards >= 0, n, -n)
 
 
 def clear_voxels(v: np.ndarray, reference: VolumeReference) -> np.ndarray:
     """Where the normal is well defined: the largest eigenvalue stands apart, and the side is no matter of rounding."""
-    values, vectors = np.linalg.eigh(_tensor(v.astype(np.float64), NORMAL_SCALE))
+    values, vectors = np.linalg.eigh(tensor(v.astype(np.float64), NORMAL_SCALE))
     cosine = np.abs(np.tensordot(np.array(reference.direction), np.moveaxis(vectors[..., -1], -1, 0), 1))
     return (values[..., 2] - values[..., 1] > 0.05 * values[..., 2]) & (cosine > 1e-3)
 
 
-def _smooth(v: np.ndarray, sigma: int) -> np.ndarray:
+def smooth(v: np.ndarray, sigma: float) -> np.ndarray:
+    """G(sigma), cut off at three sigma."""
     return ndi.gaussian_filter(v, sigma, mode="reflect", truncate=3.0)
 
 
-def _gradient(smooth: np.ndarray) -> list[np.ndarray]:
-    return [ndi.correlate1d(smooth, [-0.5, 0, 0.5], axis=axis, mode="reflect") for axis in range(3)]
+def gradient(field: np.ndarray) -> list[np.ndarray]:
+    """Central differences along z, y, x; beyond the border stands the nearest voxel."""
+    return [ndi.correlate1d(field, [-0.5, 0, 0.5], axis=axis, mode="reflect") for axis in range(3)]
 
 
-def _tensor(v: np.ndarray, rho: int) -> np.ndarray:
-    g = _gradient(_smooth(v, 1))
-    parts = {(i, j): _smooth(g[i] * g[j], rho) for i in range(3) for j in range(i, 3)}
+def tensor(v: np.ndarray, rho: int) -> np.ndarray:
+    g = gradient(smooth(v, 1))
+    parts = {(i, j): smooth(g[i] * g[j], rho) for i in range(3) for j in range(i, 3)}
     return np.stack([np.stack([parts[min(i, j), max(i, j)] for j in range(3)], -1) for i in range(3)], -1)
 
 
-def _displaced(v: np.ndarray, sigma: int, offset: np.ndarray) -> np.ndarray:
-    return ndi.map_coordinates(_smooth(v, sigma), np.indices(v.shape) + offset, order=1, mode="reflect")
+def displaced(v: np.ndarray, sigma: int, offset: np.ndarray) -> np.ndarray:
+    """G(sigma) at each voxel plus ``offset`` (3, z, y, x), interpolated linearly."""
+    return ndi.map_coordinates(smooth(v, sigma), np.indices(v.shape) + offset, order=1, mode="reflect")

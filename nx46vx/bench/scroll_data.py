@@ -28,7 +28,7 @@ def scroll_data(samples: int, validation: int) -> FitData:
     train = math.ceil(samples / PER_CASE)
     limits = [min(PER_CASE, samples - number * PER_CASE) for number in range(train)]
     with ThreadPoolExecutor(usable_cpus()) as threads:
-        *cases, held_out = threads.map(_case, range(train + 1), [*limits, validation], [True] * train + [False])
+        *cases, held_out = threads.map(scroll_case, range(train + 1), [*limits, validation], [True] * train + [False])
     return FitData(feature_names(), cases, [held_out])
 
 
@@ -38,14 +38,15 @@ def drawn_neurons(data: FitData, neurons: int) -> list[NeuronSpec]:
     return [prepare_neuron(data, 0, k, view) for k, view in views.items()]
 
 
-def _case(number: int, limit: int, balanced: bool) -> RandomSamples:
-    volume, label = make_case((EDGE, EDGE, EDGE), scroll=number, seed=number)
+def scroll_case(number: int, limit: int, balanced: bool, edge: int = EDGE) -> RandomSamples:
+    """Samples of generated scroll ``number``: both classes alike (``balanced``), or as they come."""
+    volume, label = make_case((edge, edge, edge), scroll=number, seed=number)
     draw = sample_balanced if balanced else sample_natural
     index = draw(label, limit, case_seed(0, f"scroll-{number}", draw.__name__))
-    group = spatial_blocks(index, (EDGE, EDGE, EDGE))
+    group = spatial_blocks(index, (edge, edge, edge))
     order = np.lexsort((index, group))  # as the feature cache keeps them
     index, group = index[order], group[order]
-    features = sample_features(volume, measure_reference(volume), feature_names(), index, block=EDGE)
+    features = sample_features(volume, measure_reference(volume), feature_names(), index, block=edge)
     y = (label.reshape(-1)[index] == 1).astype(np.uint8)
     counts = (int((label == 0).sum()), int((label == 1).sum()))
     return RandomSamples(f"scroll-{number}", features, y, group, index, counts)

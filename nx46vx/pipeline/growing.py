@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from nx46vx.logs import say
 from nx46vx.model.candidates import Candidate
-from nx46vx.model.ensemble import combine
+from nx46vx.model.ensemble import Member, combine
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.model.growth import GrowthDecision, GrowthFigures, decide_growth, grouped_error
 from nx46vx.model.metrics import cross_entropy
@@ -75,20 +75,7 @@ class Grower:
 
     def _figures(self, records: Records) -> GrowthFigures:
         store = self.session.store(self.plan)
-        members = best_members(self.plan, records, store, self.session.log)
-        validation = evaluate(members, self.data.pool, self.data.validation)
-        training = evaluate(members, self.data.pool, self.data.train)
-        full, without = combine(validation.logits, validation.y), combine(validation.logits[:-1], validation.y)
-        loss = cross_entropy(full.logits(validation.logits), validation.y)
-        loss_without = cross_entropy(without.logits(validation.logits[:-1]), validation.y)
-        gain, gain_se = grouped_error(loss_without - loss, validation.groups)
-        validation_loss, gap_se = grouped_error(loss, validation.groups)
-        share, natural = float(training.y.mean()), self.data.natural_prior
-        weights = np.where(training.y == 1, natural / share, (1 - natural) / (1 - share))
-        training_loss, _ = grouped_error(
-            cross_entropy(full.logits(training.logits), training.y), training.groups, weights
-        )
-        return GrowthFigures(gain, gain_se, validation_loss - training_loss, gap_se)
+        return growth_figures(best_members(self.plan, records, store, self.session.log), self.data)
 
     def _prepare(self, neuron: int) -> NeuronSpec:
         settings = self.session.settings
@@ -97,3 +84,17 @@ class Grower:
             meta_neurons=range(neuron + 1),
         )  # fmt: skip
         return prepare_neuron(self.data, settings.seed, neuron, views[neuron])
+
+
+def growth_figures(members: Sequence[Member], data: FitData) -> GrowthFigures:
+    """What the last of some members gains the ensemble, and how far training is better than validation."""
+    validation, training = (evaluate(members, data.pool, cases) for cases in (data.validation, data.train))
+    full, without = combine(validation.logits, validation.y), combine(validation.logits[:-1], validation.y)
+    loss = cross_entropy(full.logits(validation.logits), validation.y)
+    loss_without = cross_entropy(without.logits(validation.logits[:-1]), validation.y)
+    gain, gain_se = grouped_error(loss_without - loss, validation.groups)
+    validation_loss, gap_se = grouped_error(loss, validation.groups)
+    share, natural = float(training.y.mean()), data.natural_prior
+    weights = np.where(training.y == 1, natural / share, (1 - natural) / (1 - share))
+    training_loss, _ = grouped_error(cross_entropy(full.logits(training.logits), training.y), training.groups, weights)
+    return GrowthFigures(gain, gain_se, validation_loss - training_loss, gap_se)
