@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import scipy.ndimage as ndi
@@ -55,7 +55,7 @@ def _dog(v: np.ndarray, _: VolumeReference) -> list[np.ndarray]:
 
 def _frequency(v: np.ndarray, _: VolumeReference) -> list[np.ndarray]:
     levels = [smooth(v, s) for s in (1, 2, 4, 8)]
-    energy = [smooth((fine - coarse) ** 2, 4) for fine, coarse in zip(levels, levels[1:], strict=False)]
+    energy = [smooth((fine - coarse) ** 2, 4) for fine, coarse in pairwise(levels)]
     total = sum(energy) + EPSILON
     slope = smooth(sum(part * part for part in gradient(levels[0])), 4)
     frequency = np.sqrt(slope / (_variance_of(levels[0], 4) + EPSILON)) / (2 * np.pi)

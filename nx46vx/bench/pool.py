@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nx46vx.bench.ensembles import Compared, Split, compared
+from nx46vx.bench.ensembles import Split, compared
 from nx46vx.bench.families import CANDIDATES
 from nx46vx.bench.frame import Figure, Outcome
 from nx46vx.bench.judges import WIDE_ITERATIONS, need_sklearn

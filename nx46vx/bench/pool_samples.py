@@ -1,4 +1,4 @@
-"""Samples of generated scrolls with the pool's and the candidates' features, also of the volumes turned about each axis.
+"""Samples of generated scrolls with the pool's and the candidates' features, also of volumes turned about each axis.
 
 A turned volume is sampled at the voxels that the volume's own samples have moved to, so only orientation differs.
 """

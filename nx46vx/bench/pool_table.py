@@ -1,4 +1,4 @@
-"""Leave one scroll out: what each family adds to the pool, what candidates would add, and whether orientation matters."""
+"""Leave one scroll out: what each family adds to the pool, what candidates add, and whether orientation matters."""
 
 from __future__ import annotations
 

@@ -92,6 +92,18 @@ def masks(quick: Quick = False, json: Json = False) -> None:
         typer.echo(module.table(outcome))
 
 
+@bench.command()
+def pool(quick: Quick = False, json: Json = False) -> None:
+    """The feature pool on held-out generated scrolls: each family left out, candidates, turned volumes, ensembles."""
+    from nx46vx.bench import pool as module
+
+    outcome = module.measure(module.QUICK if quick else module.Sizes())
+    if json:
+        _show(outcome, quick, json)
+    else:
+        typer.echo(module.table(outcome))
+
+
 def _show(outcome: Outcome, quick: bool, as_json: bool, folder: Path | None = None) -> None:
     import tempfile
 
