@@ -49,13 +49,22 @@ def average_precision(y: np.ndarray, scores: np.ndarray) -> float:
 
 
 def boosted_trees(data: FitData, view: Sequence[str]) -> Scores:
-    """``HistGradientBoostingClassifier`` as it comes, on the features and gradients of a view."""
+    """``HistGradientBoostingClassifier`` as it comes, on the features and gradients of a view; on one thread, since
+    its threads wait for each other, and a busy machine makes that many times slower."""
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits
 
     rows = data.rows(view)
     x = np.concatenate([case.features[rows] for case in data.train], axis=1).T
-    trees = HistGradientBoostingClassifier(random_state=0).fit(x, np.concatenate([case.y for case in data.train]))
-    return lambda features: np.asarray(trees.decision_function(features[rows].T))
+    y = np.concatenate([case.y for case in data.train])
+    with threadpool_limits(1, user_api="openmp"):
+        trees = HistGradientBoostingClassifier(random_state=0).fit(x, y)
+
+    def scores(features: np.ndarray) -> np.ndarray:
+        with threadpool_limits(1, user_api="openmp"):
+            return np.asarray(trees.decision_function(features[rows].T))
+
+    return scores
 
 
 def wide_neuron(data: FitData, view: Sequence[str]) -> Scores:

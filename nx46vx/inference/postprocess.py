@@ -19,12 +19,16 @@ from nx46vx.inference.masks.profile import VolumeProfile
 from nx46vx.inference.masks.separation import separate_sheets
 from nx46vx.inference.masks.slices import bridge_slices, drop_unsupported
 
+#: The smallest normal float32: the least threshold, so that a probability of 0 is below every one.
+_POSSIBLE = float(np.finfo(np.float32).tiny)
+
 
 def make_mask(prediction: Prediction, parameters: MaskParameters) -> np.ndarray:
     """Hysteresis from seeds that are sure, slice continuity, closing, separation, plugging, border, dust.
 
     Separation comes after what may join sheets, plugging joins none, and the border goes before the dust, so that a
-    mask has neither foreground near a face nor a component below the size.
+    mask has neither foreground near a face nor a component below the size. A probability of exactly 0 (the scan is 0
+    there) is never foreground, whatever the thresholds, and no step fills it.
 
     Returns:
         uint8 ``(z, y, x)`` of 0 and 1; all 0 where no probability reaches ``strong_th``.
@@ -33,7 +37,8 @@ def make_mask(prediction: Prediction, parameters: MaskParameters) -> np.ndarray:
         NX46Error: not a 3D array of floats, or NaN in it.
     """
     sure = trusted(prediction, parameters.max_deviation, parameters.max_disagreement)
-    mask = hysteresis(prediction.probability, parameters.strong_th, parameters.weak_th, trusted=sure)
+    weak, strong = (max(level, _POSSIBLE) for level in (parameters.weak_th, parameters.strong_th))
+    mask = hysteresis(prediction.probability, strong, weak, trusted=sure)
     if parameters.slice_support:
         mask = drop_unsupported(mask)
     mask = bridge_slices(mask, parameters.slice_gap)
@@ -41,6 +46,7 @@ def make_mask(prediction: Prediction, parameters: MaskParameters) -> np.ndarray:
     mask = separate_sheets(mask, prediction.probability, parameters.split_levels, parameters.split_min_size)
     mask = plug_tunnels(mask, parameters.tunnel_radius)
     mask = fill_cavities(mask, parameters.hole_size)
+    mask &= prediction.probability > 0
     mask = clear_border(mask, parameters.border)
     mask = remove_dust(mask, parameters.dust_min_size)
     return mask.view(np.uint8)

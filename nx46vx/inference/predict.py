@@ -40,10 +40,11 @@ def probability_volume(
     Only one block of at most ``block`` cubed voxels and its halo are smoothed at a time, and three planes of features
     per thread are in memory. ``threads`` (all processors unless given) share the work; neither they nor ``block`` nor
     ``how`` change a bit. ``on_block`` is told (blocks done, blocks in all). ``also`` sees every plane of features.
+    Where nothing was scanned (``volume`` is 0) the probability is exactly 0.
     """
     names = ensemble.features
     if not names:  # no member helped: the same probability everywhere
-        return np.full(volume.shape, sigmoid(np.array(ensemble.constant)), np.float32)
+        return without_unscanned(np.full(volume.shape, sigmoid(np.array(ensemble.constant)), np.float32), volume)
     threads, how = threads or usable_cpus(), how or backend()
     reference = measure_reference(volume, threads=threads, how=how)
     terms, constant = quadratic_terms(ensemble, names)
@@ -55,6 +56,13 @@ def probability_volume(
         each_plane(features, window, volume.shape, fill, threads=threads)
         if on_block is not None:
             on_block(number, len(windows))
+    return without_unscanned(probability, volume)
+
+
+def without_unscanned(probability: np.ndarray, volume: np.ndarray) -> np.ndarray:
+    """``probability`` (z, y, x), changed in place: 0 where the volume's grey value is 0, which is no papyrus."""
+    for plane, grey in zip(probability, volume, strict=True):
+        plane[grey == 0] = 0
     return probability
 
 

@@ -14,7 +14,7 @@ from nx46vx.errors import StoppedError
 from nx46vx.inference.calibrate import Labelled, calibrate_mask
 from nx46vx.inference.masks.doubt import Prediction
 from nx46vx.inference.masks.parameters import MaskRule
-from nx46vx.inference.predict import predict
+from nx46vx.inference.predict import predict, without_unscanned
 from nx46vx.logs import say
 from nx46vx.model.ensemble import Ensemble
 from nx46vx.model.metrics import THRESHOLDS
@@ -74,7 +74,10 @@ def predicted(
 ) -> Prediction:
     """Probabilities of a volume, refined where there is something to refine them, and the ensemble's doubt."""
     found = predict(volume, ensemble, block=session.settings.features.block, vote_at=vote_at)
-    return found if refine is None else replace(found, probability=refine(volume, found.probability))
+    if refine is None:
+        return found
+    refined = np.array(refine(volume, found.probability))
+    return replace(found, probability=without_unscanned(refined, volume))
 
 
 def check_time(session: Session) -> None:

@@ -860,6 +860,6 @@ def test_an_ensemble_without_a_member_gives_the_same_probability_everywhere() ->
     from nx46vx.inference.predict import probability_volume
     from nx46vx.model.ensemble import Ensemble
 
-    found = probability_volume(np.zeros((4, 5, 6), np.uint8), Ensemble((), 0.0), block=32)
+    found = probability_volume(np.ones((4, 5, 6), np.uint8), Ensemble((), 0.0), block=32)
     assert found.shape == (4, 5, 6)
     assert (found == 0.5).all()
