@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.ndimage as ndi
 
-from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, PROFILE, feature_names
+from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, feature_names
 from nx46vx.features.reference import VolumeReference
 
 
@@ -32,11 +32,13 @@ def scipy_feature(name: str, v: np.ndarray, reference: VolumeReference) -> np.nd
         l3, l2, l1 = np.moveaxis(np.linalg.eigvalsh(tensor(v, s)), -1, 0)
         return (l1 - l2) / (l1 + l2 + l3 + PLANARITY_EPSILON)
     normal = normal_of(v, reference)
-    if family == "ridge":
-        return displaced(v, s, 3 * normal) + displaced(v, s, -3 * normal) - 2 * smooth(v, s)
+    if family in ("ridge", "bend2", "bend4"):
+        distance = {"ridge": 3, "bend2": 2, "bend4": 4}[family]
+        return displaced(v, s, distance * normal) + displaced(v, s, -distance * normal) - 2 * smooth(v, s)
     forward = reference.sign_skew * normal
-    if family in PROFILE:
-        return displaced(v, s, PROFILE[family] * forward)
+    if family in ("step2", "step4"):
+        distance = int(family[-1])
+        return displaced(v, s, distance * forward) - displaced(v, s, -distance * forward)
     if family == "face":
         return 0.5 * (displaced(v, s, -forward) - displaced(v, s, -3 * forward))
     return sum(part * n for part, n in zip(gradient(smooth(v, s)), forward, strict=True))

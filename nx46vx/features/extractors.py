@@ -13,7 +13,7 @@ import numpy as np
 from nx46vx.errors import UsageError
 from nx46vx.features.array_namespace import namespace
 from nx46vx.features.fields import Fields
-from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, PROFILE, FeatureSpec, feature_names, spec_of
+from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, FeatureSpec, feature_names, spec_of
 from nx46vx.features.smoothing import Window
 from nx46vx.features.symmetric_eig import Eigenvalues, eigenvalues, principal_eigenvector, turned
 from nx46vx.features.views import PointView, View, WindowView
@@ -91,14 +91,14 @@ class Evaluator:
         """Derivative of G(sigma) along m = sign n, taken two voxels back: at a voxel minus 2 m."""
         return np.float32(0.5) * (self.displaced(sigma, -sign) - self.displaced(sigma, -3 * sign))
 
-    def ridge(self, sigma: int) -> Any:
-        """Second difference of G(sigma) along n at a distance of three voxels."""
-        both = self.displaced(sigma, 3) + self.displaced(sigma, -3)
+    def step(self, sigma: int, distance: int) -> Any:
+        """G(sigma) so many voxels ahead along n less that as many behind; ``distance`` may be negative."""
+        return self.displaced(sigma, distance) - self.displaced(sigma, -distance)
+
+    def bend(self, sigma: int, distance: int) -> Any:
+        """Second difference of G(sigma) along n at so many voxels."""
+        both = self.displaced(sigma, distance) + self.displaced(sigma, -distance)
         return both - np.float32(2) * self.gauss(sigma)
-
-
-def _across(steps: int) -> Callable[[Evaluator, int, VolumeReference], Any]:
-    return lambda at, scale, reference: at.displaced(scale, steps * reference.sign_skew)
 
 
 _FAMILIES: dict[str, Callable[[Evaluator, int, VolumeReference], Any]] = {
@@ -108,8 +108,11 @@ _FAMILIES: dict[str, Callable[[Evaluator, int, VolumeReference], Any]] = {
     "planarity": lambda at, scale, _: at.planarity(scale),
     "signed": lambda at, scale, reference: np.float32(reference.sign_skew) * at.along_normal(scale),
     "face": lambda at, scale, reference: at.behind(scale, reference.sign_skew),
-    "ridge": lambda at, scale, _: at.ridge(scale),
-    **{name: _across(steps) for name, steps in PROFILE.items()},
+    "ridge": lambda at, scale, _: at.bend(scale, 3),
+    "step2": lambda at, scale, reference: at.step(scale, 2 * reference.sign_skew),
+    "step4": lambda at, scale, reference: at.step(scale, 4 * reference.sign_skew),
+    "bend2": lambda at, scale, _: at.bend(scale, 2),
+    "bend4": lambda at, scale, _: at.bend(scale, 4),
     "normal": lambda at, scale, _: at.normal()[scale],
     "along": lambda at, scale, _: at.along_normal(scale),
 }

@@ -10,8 +10,9 @@ voxels. With n the sheet normal and d the volume's direction (see ``reference``)
 - n is the eigenvector of l1 of J(NORMAL_SCALE), signed such that n.d > 0.
 - m is n times the volume's ``sign_skew``: it points to the sheets' sharper face. signed = m . grad G(s).
 - face = the same derivative two voxels back, (G(p - m) - G(p - 3m)) / 2: voxels just inside the sharper face of a sheet
-  see that face. ridge = G(p + 3n) + G(p - 3n) - 2 G(p). before4, before2, after2, after4 = G(p + k m) with k = -4, -2,
-  2, 4: the grey values across the sheet. All of these interpolate linearly.
+  see that face. ridge = G(p + 3n) + G(p - 3n) - 2 G(p). The grey values across the sheet, G(p + k m) with k = 2 and 4,
+  enter as stepK = G(p + k m) - G(p - k m) and bendK = G(p + k m) + G(p - k m) - 2 G(p), which resemble one another less
+  than the values themselves. All of these interpolate linearly.
 """
 
 from __future__ import annotations
@@ -41,9 +42,6 @@ def _family(family: str, scales: tuple[int, ...], description: str) -> tuple[Fea
     return tuple(FeatureSpec(f"{family}_s{s}", family, description.format(s=s), s) for s in scales)
 
 
-#: Families of grey values across the sheet: voxels along m.
-PROFILE = {"before4": -4, "before2": -2, "after2": 2, "after4": 4}
-
 FEATURES: tuple[FeatureSpec, ...] = (
     *_family("gauss", (1, 2, 4), "grey value smoothed by a Gaussian of sigma {s}"),
     *_family("gradmag", (1, 2), "length of the gradient at sigma {s}"),
@@ -52,11 +50,10 @@ FEATURES: tuple[FeatureSpec, ...] = (
     *_family("signed", (1, 2, 4), "gradient along the normal at sigma {s}, towards the sharper face"),
     *_family("face", (1, 2), "the same gradient two voxels back, sigma {s}"),
     *_family("ridge", (2,), "second difference along the normal over three voxels, sigma {s}: sheets are negative"),
-    *(
-        spec
-        for name, steps in PROFILE.items()
-        for spec in _family(name, (1, 2), f"grey value at sigma {{s}}, {steps:+d} voxels along the normal")
-    ),
+    *_family("step2", (1, 2), "grey value two voxels towards the sharper face less that two voxels back, sigma {s}"),
+    *_family("step4", (1, 2), "the same over four voxels, sigma {s}"),
+    *_family("bend2", (1, 2), "second difference along the normal over two voxels, sigma {s}"),
+    *_family("bend4", (1, 2), "second difference along the normal over four voxels, sigma {s}"),
 )
 
 #: Components of n and the derivative along it, for what is measured on whole volumes (see ``reference``): not in the

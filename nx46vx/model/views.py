@@ -2,7 +2,8 @@
 
 Features enter a view one after the other. The chance of each is proportional to what it adds to the share of the
 label's variance that its three columns (feature, square, spatial gradient) explain together with those already in:
-a relevant feature adds much, one that resembles a chosen one adds little.
+a relevant feature adds much, one that resembles a chosen one adds little. A feature that those already in foretell too
+well stays out: what it adds is a difference of nearly equal numbers, which takes the solver very long to find.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from nx46vx.model.samples import FitData
 
 #: Most samples the relevance is measured on; beyond, every so-manieth is taken.
 RELEVANCE_SAMPLES = 200_000
+#: Largest share of a feature's variance that those already in a view may foretell.
+MOST_ALIKE = 0.75
 
 
 def relevance_gram(data: FitData) -> np.ndarray:
@@ -74,15 +77,26 @@ def explained(gram: np.ndarray, pool: int, features: Sequence[int]) -> float:
     return float(target @ np.linalg.solve(inner, target))
 
 
+def foretold(gram: np.ndarray, features: Sequence[int], other: int) -> float:
+    """Share of another feature's variance that a linear fit on some features explains (R squared)."""
+    if not features:
+        return 0.0
+    rows = list(features)
+    target = gram[rows, other]
+    return float(target @ np.linalg.solve(gram[np.ix_(rows, rows)] + 1e-6 * np.eye(len(rows)), target))
+
+
 def _draw(gram: np.ndarray, pool: int, width: int, rng: np.random.Generator) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < width:
         base = explained(gram, pool, chosen)
+        alike = np.array([np.inf if f in chosen else foretold(gram, chosen, f) for f in range(pool)])
+        enters = alike <= max(MOST_ALIKE, alike.min())
         gains = np.array(
-            [0.0 if f in chosen else max(explained(gram, pool, [*chosen, f]) - base, 0.0) for f in range(pool)]
+            [max(explained(gram, pool, [*chosen, f]) - base, 0.0) if enters[f] else 0.0 for f in range(pool)]
         )
         floor = 0.02 * gains.max() + 1e-12
-        weights = np.array([0.0 if f in chosen else gains[f] + floor for f in range(pool)])
+        weights = np.where(enters, gains + floor, 0.0)
         chosen.append(int(rng.choice(pool, p=weights / weights.sum())))
     return chosen
 

@@ -794,7 +794,7 @@ def test_the_smoke_is_better_than_intensity_and_than_its_members(
         record_property(name, hold[name])
         print(name, hold[name])
     assert hold["ensemble_f_half"] >= 1.5 * hold["intensity_f_half"]
-    assert hold["ensemble_average_precision"] > hold["best_member_average_precision"]
+    assert hold["ensemble_average_precision"] > 1.03 * hold["best_member_average_precision"]
     rows = table(tmp_path / "run")
     assert len(rows) == 135 and {row["iter"] for row in rows} == {"120"}
 

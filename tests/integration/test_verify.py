@@ -152,6 +152,8 @@ NUMBERS: list[tuple[str, tuple[Any, ...], Any]] = [
     ("ensemble.json", ("members", 1, "weight"), 0.125),
     ("ensemble.json", ("members", 0, "candidate_id"), "k000-l1_0.01-l2_0.001"),
     ("ensemble.json", ("members", 0, "spec", "prior"), 0.25),
+    ("ensemble.json", ("joint", "share"), 0.125),
+    ("ensemble.json", ("joint", "theta", 3), 0.125),
     ("plan.json", ("coverage", "train_pair_coverage_pct_effective"), 50.0),
     ("plan.json", ("train_pairs", 0, "image_digest"), "0" * 128),
     ("plan.json", ("fit", "neurons", 0, "prior"), 0.25),

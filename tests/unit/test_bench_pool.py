@@ -110,7 +110,7 @@ def test_the_benchmark_tells_both_tables_and_the_command_prints_them(monkeypatch
 def test_the_ensemble_is_ahead_of_its_best_candidate_and_near_the_trees() -> None:
     """On scrolls that neither the fit nor the choice saw."""
     with threadpool_limits(1):
-        found = [compared(seed, Split(fitted=4, validated=2, held_out=2, samples=8000, edge=64)) for seed in range(2)]
+        found = [compared(seed, Split(fitted=4, validated=2, held_out=2, samples=8000)) for seed in range(2)]
     for one in found:
         print(one)
         assert one.nine > one.summed

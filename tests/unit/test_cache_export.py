@@ -91,7 +91,7 @@ def test_list_tells_of_every_entry_and_of_damage(cache: FeatureCache) -> None:
     said = CliRunner().invoke(app, ["cache", "list", "--cache", str(cache.root)])
     assert said.exit_code == 0, said.output
     first, second, third, total = said.output.splitlines()
-    assert first.startswith("case1: 10 samples, balanced, seed 3, pool version 2, ")
+    assert first.startswith(f"case1: 10 samples, balanced, seed 3, pool version {POOL_VERSION}, ")
     assert second.startswith(f"damaged: {keys[1][:16]}: y.npy")
     assert third.startswith("case3: 30 samples")
     assert total.startswith("3 entries, ")

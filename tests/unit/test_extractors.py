@@ -22,7 +22,7 @@ from nx46vx.features.arrays import Arrays
 from nx46vx.features.backend import Backend, backend, compiled
 from nx46vx.features.blocks import iter_blocks, sample_features
 from nx46vx.features.extractors import compute_pool, standardise
-from nx46vx.features.pool import FEATURES, HALO, NORMAL_SCALE, PLANARITY_EPSILON, PROFILE, feature_names
+from nx46vx.features.pool import FEATURES, HALO, NORMAL_SCALE, PLANARITY_EPSILON, feature_names
 from nx46vx.features.reference import VolumeReference, measure_reference
 from nx46vx.features.smoothing import half_kernel, smooth
 from nx46vx.features.symmetric_eig import COMPONENTS, eigenvalues, principal_eigenvector
@@ -126,11 +126,13 @@ def scipy_feature(name: str, v: np.ndarray, reference: VolumeReference) -> tuple
     def displaced(distance: float) -> np.ndarray:
         return ndi.map_coordinates(smooth(v, s), np.indices(v.shape) + distance * n, order=1, mode="reflect")
 
-    if family == "ridge":
-        return displaced(3) + displaced(-3) - 2 * smooth(v, s), clear
+    if family in ("ridge", "bend2", "bend4"):
+        steps = {"ridge": 3, "bend2": 2, "bend4": 4}[family]
+        return displaced(steps) + displaced(-steps) - 2 * smooth(v, s), clear
     sign = reference.sign_skew
-    if family in PROFILE:
-        return displaced(PROFILE[family] * sign), clear
+    if family in ("step2", "step4"):
+        steps = sign * int(family[-1])
+        return displaced(steps) - displaced(-steps), clear
     if family == "face":
         return (displaced(-sign) - displaced(-3 * sign)) / 2, clear
     along = sum(g * part for g, part in zip(gradient(smooth(v, s)), n, strict=True))
@@ -378,9 +380,7 @@ def test_the_pool_is_computed_where_the_array_lives(
 
 
 @pytest.mark.parametrize("plane", [(0, 1), (1, 2), (0, 2)])
-@pytest.mark.parametrize(
-    "name", ["signed_s2", "before4_s1", "face_s2", "after2_s1", "ridge_s2", "planarity_s4", "log_s2"]
-)
+@pytest.mark.parametrize("name", ["signed_s2", "step4_s1", "face_s2", "bend2_s1", "ridge_s2", "planarity_s4", "log_s2"])
 def test_features_turn_with_the_volume(plane: tuple[int, int], name: str) -> None:
     volume = sheets((40, 44, 48), axis=(-60.0, 10.0))
     plain, turned = measure_reference(volume), measure_reference(np.rot90(volume, 1, plane).copy())

@@ -10,7 +10,7 @@ from sklearn.linear_model import LinearRegression
 from nx46vx.errors import UsageError
 from nx46vx.model.neuron import bootstrap
 from nx46vx.model.samples import FitData
-from nx46vx.model.views import draw_views, explained, relevance_gram
+from nx46vx.model.views import MOST_ALIKE, draw_views, explained, foretold, relevance_gram
 
 
 def data_of(x: np.ndarray, y: np.ndarray, g: np.ndarray | None = None, cases: int = 1) -> FitData:
@@ -112,6 +112,32 @@ def test_a_weaker_unlike_feature_is_preferred_to_a_copy_of_a_chosen_one() -> Non
         views = draw_views(gram, names(5), seed=seed, width=2, meta_neurons=[0])
         with_both += "f04" in views[0]
     assert with_both >= 34
+
+
+def test_no_view_holds_what_its_other_features_foretell() -> None:
+    """Two features share a strong disturbance: their difference alone tells the label. No view takes both."""
+    rng = np.random.default_rng(4)
+    n = 4000
+    y = (rng.random(n) < 0.5).astype(np.uint8)
+    shared = 3 * rng.standard_normal(n)
+    x = np.stack([shared + y, shared - y, *rng.standard_normal((4, n))])
+    features = np.concatenate([x, np.abs(rng.standard_normal((6, n)))]).astype(np.float32)
+    data = FitData(names(6), [ArraySamples("a", features, y, np.zeros(n, np.int32), (n, n))], [])
+    gram = relevance_gram(data)
+    assert foretold(gram, [0], 1) > MOST_ALIKE
+    views = draw_views(gram, data.pool, seed=0, width=3, meta_neurons=range(9))
+    assert all(not {"f00", "f01"} <= set(view) for view in views.values())
+    whole = draw_views(gram, data.pool, seed=0, width=6, meta_neurons=range(1))
+    assert whole[0] == data.pool, "where only like ones are left, the least alike enters"
+
+
+def test_what_is_foretold_is_the_r_squared_of_a_linear_fit(gram: np.ndarray) -> None:
+    correlations = gram[:12, :12]
+    for other, features in ((3, [0]), (5, [1, 2, 8])):
+        inner, target = correlations[np.ix_(features, features)], correlations[features, other]
+        weights, *_ = np.linalg.lstsq(inner, target, rcond=None)
+        assert foretold(gram, features, other) == pytest.approx(weights @ target, abs=1e-5)
+    assert foretold(gram, [], 3) == 0
 
 
 def test_a_feature_that_adds_nothing_still_has_a_small_chance_so_that_views_differ() -> None:
