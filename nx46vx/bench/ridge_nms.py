@@ -15,7 +15,7 @@ from nx46vx.features.spread import usable_cpus
 
 #: What is followed to its maxima: grey values (the middle of a sheet), and the slope along the normal with either rule
 #: for its sign (the face that the label is about).
-_FIELDS = ("gauss_s1", "gauss_s2", "signed_skew_s1", "signed_skew_s2", "signed_curv_s1", "signed_curv_s2")
+_FIELDS = ("gauss_s1", "gauss_s2", "signed_s1", "signed_s2")
 #: Shares of the maxima that are kept, the highest first; voxels that they are widened by.
 _SHARES, _WIDTHS = (0.1, 0.2, 0.35, 0.5), (1, 2)
 _BLOCK = 160
