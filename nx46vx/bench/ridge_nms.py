@@ -13,8 +13,8 @@ from nx46vx.features.pool import NORMAL
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.spread import usable_cpus
 
-#: What is followed to its maxima: grey values (the middle of a sheet), and the slope along the normal with either rule
-#: for its sign (the face that the label is about).
+#: What is followed to its maxima: grey values (the middle of a sheet), and the slope along the normal towards the
+#: sharper face (the one that the label is about).
 _FIELDS = ("gauss_s1", "gauss_s2", "signed_s1", "signed_s2")
 #: Shares of the maxima that are kept, the highest first; voxels that they are widened by.
 _SHARES, _WIDTHS = (0.1, 0.2, 0.35, 0.5), (1, 2)
