@@ -476,6 +476,7 @@ RUNS = {
     "blocks that end between checkpoints": {"solver.block_iterations": 7},
     "grown": {
         "growth.enabled": True, "growth.max_meta_neurons": 4, "growth.min_gain_se": 0.0, "growth.max_gap_se": 1e3,
+        "seed": 0,
     },
     "two epochs": {"epochs.supervised_epochs": 2},
     "open-ended": {"epochs.supervised_epochs": 0, "epochs.convergence_min_delta": 0.001},
