@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nx46vx.bench.dependencies import need
 from nx46vx.bench.quality_methods import Probabilities, Training
-from nx46vx.errors import UsageError
 from nx46vx.features.blocks import iter_blocks
 from nx46vx.features.pool import feature_names
 from nx46vx.features.reference import measure_reference
@@ -28,12 +28,9 @@ def need_trees() -> Any:
     Raises:
         UsageError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.ensemble import HistGradientBoostingClassifier
-    except ImportError as error:
-        raise UsageError(
-            "this benchmark compares with scikit-learn's boosted trees", found=error, fix="pip install 'nx46vx[dev]'"
-        ) from error
+    need("scikit-learn's boosted trees", "sklearn.ensemble")
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
     return HistGradientBoostingClassifier
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from nx46vx.errors import UsageError
+from nx46vx.bench.dependencies import need
 from nx46vx.features.spread import usable_cpus
 from nx46vx.model.blocks import KPI_EVERY, LaneRequest, start_request
 from nx46vx.model.candidates import Grid
@@ -33,12 +33,7 @@ def need_sklearn() -> None:
     Raises:
         UsageError: it is not installed.
     """
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "this benchmark compares with scikit-learn", found=error, fix="pip install 'nx46vx[dev]'"
-        ) from error
+    need("scikit-learn", "sklearn")
 
 
 def average_precision(y: np.ndarray, scores: np.ndarray) -> float:

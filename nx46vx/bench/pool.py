@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from nx46vx.bench.ensembles import Split, compared
 from nx46vx.bench.families import CANDIDATES
 from nx46vx.bench.frame import Figure, Outcome
@@ -58,11 +56,6 @@ def measure(sizes: Sizes) -> Outcome:
         UsageError: scikit-learn is not installed.
     """
     need_sklearn()
-    with threadpool_limits(1):
-        return _measured(sizes)
-
-
-def _measured(sizes: Sizes) -> Outcome:
     scrolls = scroll_samples(range(1, sizes.scrolls + 1), sizes.edge, sizes.fitted, sizes.judged, CANDIDATES)
     verdicts = leave_one_out(scrolls, CANDIDATES)
     turned = {name: off for name, off in turned_features(scrolls, CANDIDATES).items() if off > TURNS}

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nx46vx.bench.dependencies import need
 from nx46vx.bench.designs import Design
-from nx46vx.errors import UsageError
 
 #: How much above our objective a peer's may be.
 TOLERANCE = 1e-3
@@ -26,13 +26,7 @@ def need_peers() -> None:
     Raises:
         UsageError: they are not installed.
     """
-    try:
-        import skglm  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "this benchmark compares with scikit-learn and skglm", found=error, fix="pip install 'nx46vx[dev]'"
-        ) from error
+    need("scikit-learn and skglm", "skglm", "sklearn")
 
 
 def saga(design: Design, l1: float, l2: float, steps: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,11 +86,7 @@ def pool(quick: Quick = False, json: Json = False) -> None:
     """The feature pool on held-out generated scrolls: families left out and added, ensembles against boosted trees."""
     from nx46vx.bench import pool as module
 
-    outcome = module.measure(module.QUICK if quick else module.Sizes())
-    if json:
-        _show(outcome, quick, json)
-    else:
-        typer.echo(module.table(outcome))
+    _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json, own_table=module.table)
 
 
 @bench.command()
@@ -97,11 +94,7 @@ def masks(quick: Quick = False, json: Json = False) -> None:
     """What each step from probability to mask adds to the competition's score of held-out generated volumes."""
     from nx46vx.bench import ablation as module
 
-    outcome = module.measure(module.QUICK if quick else module.Sizes())
-    if json:
-        _show(outcome, quick, json)
-    else:
-        typer.echo(module.table(outcome))
+    _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json, own_table=module.table)
 
 
 @bench.command()
@@ -109,14 +102,17 @@ def quality(quick: Quick = False, json: Json = False) -> None:
     """The competition's score of each way to a mask, from 2D projections to fusion, on held-out generated volumes."""
     from nx46vx.bench import quality as module
 
-    outcome = module.measure(module.QUICK if quick else module.Sizes())
-    if json:
-        _show(outcome, quick, json)
-    else:
-        typer.echo(module.table(outcome))
+    _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json, own_table=module.table)
 
 
-def _show(outcome: Outcome, quick: bool, as_json: bool, folder: Path | None = None) -> None:
+def _show(
+    outcome: Outcome, quick: bool, as_json: bool, folder: Path | None = None,
+    own_table: Callable[[Outcome], str] | None = None,
+) -> None:  # fmt: skip
+    """``own_table``: what people are shown instead of the figures and the machine."""
+    if own_table is not None and not as_json:
+        typer.echo(own_table(outcome))
+        return
     import tempfile
 
     from nx46vx.bench.frame import table

@@ -67,6 +67,10 @@ class JointNeuron:
     theta: np.ndarray
     ridge: float
 
+    def logits(self, x: np.ndarray, g: np.ndarray) -> np.ndarray:
+        """Logits at the natural prevalence (n,), from the view's features and gradients."""
+        return neuron_logits(self.spec, self.theta, x, g)
+
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # the same bits on any machine's threads, and none that wait
 def fit_joint(data: FitData, view: Sequence[str], *, seed: int, meta_neuron: int) -> list[JointNeuron]:

@@ -53,7 +53,7 @@ def best_members(plan: FitPlan, records: Records, store: CheckpointStore, sink: 
 
 
 class Neuron(Protocol):
-    """A member, or the joint fit."""
+    """A member, or a joint fit."""
 
     @property
     def spec(self) -> NeuronSpec: ...

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from nx46vx.model.ensemble import Ensemble, Member, combine, mixed
-from nx46vx.model.joint import Joint, fit_joint
+from nx46vx.model.joint import fit_joint
 from nx46vx.model.samples import FitData, Samples
 from nx46vx.pipeline.best import Evaluation, evaluate
 from nx46vx.runtime.sink import EventSink, trace_array
@@ -25,8 +25,7 @@ def combined(members: Sequence[Member], data: FitData, *, seed: int, sink: Event
     weighted = tuple(replace(one, weight=float(w)) for one, w in zip(members, found.weights, strict=True))
     view = [name for name in data.pool if any(name in member.spec.view for member in members)]
     neurons = fit_joint(data, view, seed=seed, meta_neuron=len(members))
-    alone = [Joint(one.spec, tuple(one.theta.tolist()), one.ridge, 0.0, 1.0, 0.0) for one in neurons]
-    logits = evaluate(alone, data.pool, data.validation).logits
+    logits = evaluate(neurons, data.pool, data.validation).logits
     trace_array(sink, "joint_validation_logits", logits)
     joint = mixed(found.logits(seen.logits), list(zip(neurons, logits, strict=True)), seen.y)
     return Ensemble(weighted, found.intercept, joint), seen
