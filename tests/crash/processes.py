@@ -152,31 +152,39 @@ def candidate_of(trial: psutil.Process, root: Path) -> str | None:
     return None
 
 
-def held_in_the_middle(relatives: Sequence[psutil.Process], root: Path) -> tuple[psutil.Process, str] | None:
-    """A trial in the middle of a candidate, stopped there (SIGSTOP) for a kill that cannot miss; and the candidate."""
+def held_in_the_middle(
+    relatives: Sequence[psutil.Process], root: Path, past_a_checkpoint: bool = False
+) -> tuple[psutil.Process, str] | None:
+    """A trial in the middle of a candidate (that has a checkpoint, if asked for), stopped there (SIGSTOP) for a kill
+    that cannot miss; and the candidate."""
     for trial in trials(relatives):
-        if candidate_of(trial, root) is None:
-            continue
         with contextlib.suppress(psutil.NoSuchProcess):
-            trial.suspend()
-            candidate = candidate_of(trial, root)
-            if candidate is not None and not _said_to_be_done(root, candidate):
+            if (candidate := _stopped_in(trial, root, past_a_checkpoint)) is not None:
                 return trial, candidate
-            trial.resume()
     return None
 
 
 def held_past_a_checkpoint(driver: psutil.Process, root: Path) -> bool:
     """Whether a driver that runs trials itself is now stopped (SIGSTOP) in a candidate that has a checkpoint."""
-    if candidate_of(driver, root) is None:
-        return False
-    driver.suspend()
-    candidate = candidate_of(driver, root)
+    return _stopped_in(driver, root, past_a_checkpoint=True) is not None
+
+
+def _stopped_in(process: psutil.Process, root: Path, past_a_checkpoint: bool) -> str | None:
+    """The unfinished candidate that a process is now stopped in; None if it is in none, and goes on."""
+    if candidate_of(process, root) is None:
+        return None
+    process.suspend()
+    candidate = candidate_of(process, root)
     if candidate is not None and not _said_to_be_done(root, candidate):
-        with contextlib.suppress(FileNotFoundError):
-            if any(name.startswith("ckpt-") for name in os.listdir(RunPaths(root).checkpoints / candidate)):
-                return True
-    driver.resume()
+        if not past_a_checkpoint or _has_a_checkpoint(root, candidate):
+            return candidate
+    process.resume()
+    return None
+
+
+def _has_a_checkpoint(root: Path, candidate: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return any(name.startswith("ckpt-") for name in os.listdir(RunPaths(root).checkpoints / candidate))
     return False
 
 

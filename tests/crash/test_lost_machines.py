@@ -92,7 +92,7 @@ def test_a_run_goes_on_without_a_node_that_was_killed(
 
     def there() -> bool:
         for node in cluster.workers if commits(root) >= 20 else []:
-            if (held := held_in_the_middle(processes_of(node), root)) is not None:
+            if (held := held_in_the_middle(processes_of(node), root, past_a_checkpoint=True)) is not None:
                 found.append((node, held[1]))
                 return True
         return False
