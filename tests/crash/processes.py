@@ -175,9 +175,9 @@ def _stopped_in(process: psutil.Process, root: Path, past_a_checkpoint: bool) ->
         return None
     process.suspend()
     candidate = candidate_of(process, root)
-    if candidate is not None and not _said_to_be_done(root, candidate):
-        if not past_a_checkpoint or _has_a_checkpoint(root, candidate):
-            return candidate
+    unfinished = candidate is not None and not _said_to_be_done(root, candidate)
+    if candidate is not None and unfinished and (_has_a_checkpoint(root, candidate) or not past_a_checkpoint):
+        return candidate
     process.resume()
     return None
 
