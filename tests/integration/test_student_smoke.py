@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "variant"), [(0, "3d"), (1, "3d"), (2, "3d"), (0, "2.5d")])
+@pytest.mark.parametrize(("seed", "variant"), [(0, "3d"), (1, "2.5d")])
 def test_the_smoke_student_beats_the_best_intensity_threshold_by_half(data: Path, seed: int, variant: Variant) -> None:
     """On held-out cases, at the threshold chosen on validation. The time is the processor's, for machines are shared:
     two cores have 120 s in a minute."""
