@@ -1,4 +1,4 @@
-"""A test volume's probabilities from an ensemble of nine, in a process of its own: seconds, memory, voxels a second."""
+"""A test volume's probabilities from an ensemble as a run has it, in a process of its own: seconds, memory, voxels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from nx46vx.features.pool import feature_names
 from nx46vx.features.spread import usable_cpus
 from nx46vx.inference.predict import probability_volume
 from nx46vx.model.ensemble import Ensemble, Member
+from nx46vx.model.joint import Joint
 from nx46vx.model.neuron import NeuronSpec
 
 MEMBERS, VIEW, BLOCK = 9, 6, 160
@@ -59,16 +60,25 @@ def run(edge: int, repetitions: int) -> dict[str, Any]:
 
 
 def random_ensemble(seed: int = 0) -> Ensemble:
-    """Nine neurons that all have a say, each with a view of its own; what their figures are does not matter here."""
+    """Nine neurons, each with a view of its own, and a joint fit of the whole pool, as a run has them: all have a say,
+    whatever their figures are."""
     rng = np.random.default_rng(seed)
     members = []
     for number in range(MEMBERS):
         view = tuple(sorted(rng.choice(feature_names(), VIEW, replace=False).tolist()))
-        spec = NeuronSpec(
-            meta_neuron=number, view=view, shift=tuple(rng.normal(0.2, 0.2, 3 * VIEW).tolist()),
-            scale=tuple(rng.uniform(0.5, 1.5, 3 * VIEW).tolist()), curvature=1.0, prior=0.5, natural_prior=0.08,
-            log_variance=1.0, weights_digest="",
-        )  # fmt: skip
-        theta = tuple(rng.normal(0.0, 1.5, 3 * VIEW + 1).tolist())
+        spec, theta = _random_neuron(rng, number, view, 1.5)
         members.append(Member(f"neuron{number}", spec, theta, 1.0 / MEMBERS))
-    return Ensemble(tuple(members), 0.1)
+    spec, theta = _random_neuron(rng, MEMBERS, tuple(feature_names()), 1.0)
+    return Ensemble(tuple(members), 0.1, Joint(spec, theta, 1e-4, members_share=0.6, share=0.5, intercept=-0.1))
+
+
+def _random_neuron(
+    rng: np.random.Generator, number: int, view: tuple[str, ...], deviation: float
+) -> tuple[NeuronSpec, tuple[float, ...]]:
+    width = 3 * len(view)
+    spec = NeuronSpec(
+        meta_neuron=number, view=view, shift=tuple(rng.normal(0.2, 0.2, width).tolist()),
+        scale=tuple(rng.uniform(0.5, 1.5, width).tolist()), curvature=1.0, prior=0.5, natural_prior=0.08,
+        log_variance=1.0, weights_digest="",
+    )  # fmt: skip
+    return spec, tuple(rng.normal(0.0, deviation, width + 1).tolist())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nx46vx.bench.quality_methods import Choice, Method, Training, cleaned
+from nx46vx.bench.quality_methods import Choice, Method, Training, finished
 from nx46vx.inference.baseline import best_intensity_threshold, class_histograms
 
 #: Quantiles of the surface's grey values in the training volumes, which thresholds are tried at.
@@ -36,4 +36,4 @@ class Intensity(Method):
 
     def finish(self, prepared: np.ndarray, choice: Choice) -> np.ndarray:
         mask = prepared >= choice["value"] if self.above else prepared <= choice["value"]
-        return cleaned(mask) if choice["clean"] else mask.view(np.uint8)
+        return finished(mask, prepared, clean=choice["clean"])

@@ -20,6 +20,7 @@ from nx46vx.inference.masks.doubt import Prediction
 from nx46vx.inference.masks.parameters import MaskParameters, MaskRule, Steps
 from nx46vx.inference.masks.profile import VolumeProfile
 from nx46vx.inference.postprocess import make_mask, mask_of
+from nx46vx.inference.predict import without_unscanned
 from nx46vx.inference.scoring import LabelScorer
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.model.samples import FitData
@@ -34,6 +35,8 @@ Choice = Mapping[str, Any]
 Labelled = tuple[np.ndarray, np.ndarray]
 #: Times the expected surface that the strong threshold lets through, and how many times that the weak one does.
 STRONG, WEAK = (0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7), (1.0, 1.5, 2.5)
+#: What a voxel outside a mask has, so that steps may fill it.
+_POSSIBLE = np.float32(1e-6)
 
 
 @dataclass(frozen=True)
@@ -118,16 +121,20 @@ def choose(method: Method, volumes: Sequence[Labelled]) -> tuple[Choice, float, 
     return choices[best], totals[best] / len(volumes), len(choices)
 
 
-def cleaned(mask: np.ndarray) -> np.ndarray:
-    """A mask (z, y, x) after the product's default steps from closing to dust, uint8."""
+def finished(mask: np.ndarray, volume: np.ndarray, *, clean: bool) -> np.ndarray:
+    """A mask (z, y, x) of a volume, uint8: nothing where that is 0; ``clean``: after the product's default steps from
+    closing to dust."""
+    if not clean:
+        return (mask & (volume > 0)).view(np.uint8)
     start, *_ = configured_rule(MaskSettings())
     steps = {one.name: getattr(start, one.name) for one in fields(Steps)}
-    certain = Prediction.certain(mask.astype(np.float32))
-    return make_mask(certain, MaskParameters(**steps, strong_th=0.5, weak_th=0.5))
+    probability = without_unscanned(np.where(mask, np.float32(1), _POSSIBLE), volume)
+    return make_mask(Prediction.certain(probability), MaskParameters(**steps, strong_th=0.5, weak_th=0.5))
 
 
 class Probabilities(Method):
-    """Methods that give each voxel a probability: the product's default steps make the mask of it."""
+    """Methods that give each voxel a probability: the product's default steps make the mask of it. Where the volume is
+    0 the probability is."""
 
     @abstractmethod
     def predict(self, volume: np.ndarray) -> Prediction:
@@ -138,6 +145,7 @@ class Probabilities(Method):
 
     def prepare(self, volume: np.ndarray, choice: Choice) -> tuple[Prediction, VolumeProfile]:
         prediction = self.predict(volume)
+        without_unscanned(prediction.probability, volume)
         return prediction, VolumeProfile.of(prediction)
 
     def finish(self, prepared: tuple[Prediction, VolumeProfile], choice: Choice) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import binary_dilation, generate_binary_structure, map_coordinates
 
-from nx46vx.bench.quality_methods import Choice, Method, Training, cleaned
+from nx46vx.bench.quality_methods import Choice, Method, Training, finished
 from nx46vx.features.blocks import iter_blocks
 from nx46vx.features.pool import NORMAL
 from nx46vx.features.reference import measure_reference
@@ -55,7 +55,7 @@ class RidgeNms(Method):
             for field in _FIELDS for share in _SHARES for width in _WIDTHS for clean in (False, True)
         ]  # fmt: skip
 
-    def prepare(self, volume: np.ndarray, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
+    def prepare(self, volume: np.ndarray, choice: Choice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         reference = measure_reference(volume, threads=usable_cpus())
         names = [*(spec.name for spec in NORMAL), choice["scale"]]
         found = np.empty((len(names), *volume.shape), np.float32)
@@ -63,12 +63,12 @@ class RidgeNms(Method):
             volume, reference, names, block=_BLOCK, gradients=False, threads=usable_cpus()
         ):  # fmt: skip
             found[(slice(None), *window)] = x
-        return found[3], ridge_voxels(found[3], found[:3])
+        return volume, found[3], ridge_voxels(found[3], found[:3])
 
-    def finish(self, prepared: tuple[np.ndarray, np.ndarray], choice: Choice) -> np.ndarray:
-        field, ridge = prepared
+    def finish(self, prepared: tuple[np.ndarray, np.ndarray, np.ndarray], choice: Choice) -> np.ndarray:
+        volume, field, ridge = prepared
         if not ridge.any():
             return np.zeros(field.shape, np.uint8)
         level = np.quantile(field[ridge], 1.0 - choice["share"])
         mask = widened(ridge & (field >= level), choice["width"])
-        return cleaned(mask) if choice["clean"] else mask.view(np.uint8)
+        return finished(mask, volume, clean=choice["clean"])

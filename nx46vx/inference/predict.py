@@ -7,7 +7,6 @@ form over the features that it sees.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +16,7 @@ from nx46vx.features.blocks import block_windows, each_plane
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.spread import usable_cpus
 from nx46vx.inference.masks.doubt import Prediction, spread
-from nx46vx.model.ensemble import Ensemble
+from nx46vx.model.ensemble import Ensemble, Form
 from nx46vx.model.metrics import sigmoid
 from nx46vx.model.neuron import fold
 
@@ -47,7 +46,7 @@ def probability_volume(
         return without_unscanned(np.full(volume.shape, sigmoid(np.array(ensemble.constant)), np.float32), volume)
     threads, how = threads or usable_cpus(), how or backend()
     reference = measure_reference(volume, threads=threads, how=how)
-    terms, constant = quadratic_terms(ensemble, names)
+    terms, constant = quadratic_terms(ensemble.forms, ensemble.constant, names)
     probability = np.empty(volume.shape, np.float32)
     windows = list(block_windows(volume.shape, block))
     for number, window in enumerate(windows, start=1):
@@ -70,29 +69,29 @@ def predict(
     volume: np.ndarray, ensemble: Ensemble, *, block: int, vote_at: float, threads: int | None = None,
     how: Backend | None = None,
 ) -> Prediction:  # fmt: skip
-    """The ensemble's probabilities and how far its active members agree; a member votes at ``vote_at``.
+    """The ensemble's probabilities and how far those agree that have a say, its joint fit among them; one votes for
+    surface at ``vote_at``.
 
     Args as for ``probability_volume``; memory likewise, and two bytes per voxel more.
     """
     how = how or backend()
     deviation, disagreement = (np.zeros(volume.shape, np.uint8) for _ in range(2))
-    see = _Members(ensemble, vote_at, how, deviation, disagreement) if len(ensemble.active) > 1 else None
+    see = _Voices(ensemble, vote_at, how, deviation, disagreement) if len(ensemble.forms) > 1 else None
     probability = probability_volume(volume, ensemble, block=block, threads=threads, how=how, also=see)
     return Prediction(probability, deviation, disagreement)
 
 
-class _Members:
-    """Fills the two maps, plane by plane, from the members' own probabilities."""
+class _Voices:
+    """Fills the two maps, plane by plane, from the probabilities that each form of an ensemble gives by itself."""
 
     def __init__(
         self, ensemble: Ensemble, vote_at: float, how: Backend, deviation: np.ndarray, disagreement: np.ndarray
     ) -> None:
-        names, active = ensemble.features, ensemble.active
-        total = sum(member.weight for member in active)
-        self._weights = [member.weight / total for member in active]
-        self._rows = [[names.index(name) for name in sorted(member.spec.view)] for member in active]
-        alone = [Ensemble((replace(member, weight=1.0),), 0.0) for member in active]
-        self._terms = [quadratic_terms(one, one.features) for one in alone]
+        names, forms = ensemble.features, ensemble.forms
+        total = sum(share for *_, share in forms)
+        self._weights = [share / total for *_, share in forms]
+        self._rows = [[names.index(name) for name in spec.view] for spec, *_ in forms]
+        self._terms = [quadratic_terms([(spec, theta, 1.0)], 0.0, spec.view) for spec, theta, _ in forms]
         self._vote_at, self._how = vote_at, how
         self._deviation, self._disagreement = deviation, disagreement
 
@@ -107,18 +106,17 @@ class _Members:
         self._deviation[window][number], self._disagreement[window][number] = maps
 
 
-def quadratic_terms(ensemble: Ensemble, names: Sequence[str]) -> tuple[np.ndarray, float]:
-    """The ensemble's logit as constant + sum over features of (a s + b) s + c g, s = x - shift.
+def quadratic_terms(forms: Sequence[Form], constant: float, names: Sequence[str]) -> tuple[np.ndarray, float]:
+    """The logit of some forms' sum and ``constant`` as constant + sum over features of (a s + b) s + c g,
+    s = x - shift.
 
     Returns:
         ``(F, 4)`` float32 of shift, a, b and c for each of ``names``, and the constant. A feature's shift is the mean
         of its neurons' shifts, which keeps s small.
     """
-    forms = ensemble.forms
     seen = {name: [spec.shift[spec.view.index(name)] for spec, *_ in forms if name in spec.view] for name in names}
     shifts = {name: float(np.mean(found)) if found else 0.0 for name, found in seen.items()}
     terms = {name: np.zeros(3) for name in names}
-    constant = ensemble.constant
     for spec, theta, share in forms:
         count = len(spec.view)
         weights = share * fold(spec, theta)

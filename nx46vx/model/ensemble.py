@@ -13,6 +13,9 @@ from nx46vx.model.joint import Joint, JointNeuron
 from nx46vx.model.metrics import cross_entropy
 from nx46vx.model.neuron import NeuronSpec, neuron_logits
 
+#: A neuron, its weights (3F + 1,), and the share of its logit in a sum.
+Form = tuple[NeuronSpec, np.ndarray, float]
+
 #: A neuron joins when it lowers the validation cross-entropy by more than this share of it.
 MIN_RELATIVE_GAIN = 1e-4
 
@@ -55,14 +58,15 @@ class Ensemble:
 
     @property
     def active(self) -> tuple[Member, ...]:
-        """The members that have a say among themselves."""
-        return tuple(member for member in self.members if member.weight > 0)
+        """The members that have a say; none where the joint fit leaves their sum out."""
+        heard = self.joint is None or self.joint.members_share > 0
+        return tuple(member for member in self.members if heard and member.weight > 0)
 
     @property
-    def forms(self) -> list[tuple[NeuronSpec, np.ndarray, float]]:
-        """Everything that is summed up: neuron, its weights (3F + 1,), its share."""
+    def forms(self) -> list[Form]:
+        """Everything that is summed up."""
         share = 1.0 if self.joint is None else self.joint.members_share
-        found = [(m.spec, np.array(m.theta), share * m.weight) for m in self.active if share > 0]
+        found = [(m.spec, np.array(m.theta), share * m.weight) for m in self.active]
         if self.joint is not None:
             found.append((self.joint.spec, np.array(self.joint.theta), self.joint.share))
         return found

@@ -48,7 +48,7 @@ def choose(session: Session, cases: Cases, fit: FitResult) -> Choice:
                 "meta_neuron": m.spec.meta_neuron,
                 "view": list(m.spec.view),
                 "weight": m.weight,
-                "helps": m.weight > 0,
+                "helps": m in ensemble.active,
             }
             for m in ensemble.members
         ],

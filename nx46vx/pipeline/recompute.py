@@ -10,6 +10,7 @@ import numpy as np
 
 from nx46vx.inference.baseline import IntensityThreshold
 from nx46vx.model.candidates import Candidate
+from nx46vx.model.ensemble import Ensemble
 from nx46vx.model.fitplan import FitPlan
 from nx46vx.model.metrics import Counts, validation_figures
 from nx46vx.model.solver import penalty
@@ -99,10 +100,12 @@ def report_figures(event: Mapping[str, Any], ensemble: Mapping[str, Any]) -> dic
     holdout["intensity_f_half"] = threshold.f_half(histograms)
     holdout["positives"] = int(histograms[1].sum())
     holdout["samples"] = int(histograms.sum())
+    heard = {member.candidate_id for member in Ensemble.from_json(ensemble).active}
     members = [
         {
             "candidate_id": member["candidate_id"], "meta_neuron": member["meta_neuron"],
-            "view": list(member["spec"]["view"]), "weight": member["weight"], "helps": member["weight"] > 0,
+            "view": list(member["spec"]["view"]), "weight": member["weight"],
+            "helps": member["candidate_id"] in heard,
         }
         for member in ensemble["members"]
     ]  # fmt: skip

@@ -124,7 +124,7 @@ def test_members_and_joint_fit_are_one_quadratic_form(
     expected = -0.3 + members_share * summed + 0.7 * ensemble.joint.logits(x, g)
     assert ensemble.logits(data.pool, x, g) == pytest.approx(expected, abs=1e-9)
     used = ensemble.features
-    terms, constant = quadratic_terms(ensemble, used)
+    terms, constant = quadratic_terms(ensemble.forms, ensemble.constant, used)
     at = [data.pool.index(name) for name in used]
     s = x[at] - terms[:, :1]
     form = constant + ((terms[:, 1:2] * s + terms[:, 2:3]) * s + terms[:, 3:] * g[at]).sum(axis=0)

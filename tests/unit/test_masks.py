@@ -30,7 +30,7 @@ from nx46vx.inference.masks.slices import bridge_slices, drop_unsupported
 from nx46vx.inference.postprocess import make_mask, mask_of
 from nx46vx.inference.predict import predict, probability_volume
 from nx46vx.inference.scoring.betti import betti_numbers
-from nx46vx.model.ensemble import Ensemble
+from nx46vx.model.neuron import neuron_logits
 
 CUBE = np.ones((3, 3, 3), bool)
 ALL_ON = MaskRule(
@@ -257,9 +257,14 @@ def test_the_maps_are_the_members_and_the_probability_is_unchanged() -> None:
     np.testing.assert_array_equal(found.probability, probability_volume(volume, ensemble, block=64))
     names = ensemble.features
     ((_, x, g),) = iter_blocks(volume, measure_reference(volume), names, block=64)
-    alone = [Ensemble((replace(m, weight=1.0),), 0.0) for m in ensemble.active]
-    z = np.stack([one.logits(names, x.reshape(len(names), -1), g.reshape(len(names), -1)) for one in alone])
-    deviation, disagreement = spread(1 / (1 + np.exp(-z)), [1 / len(alone)] * len(alone), 0.4)
+    x, g = x.reshape(len(names), -1), g.reshape(len(names), -1)
+    z, shares = [], []
+    for spec, theta, share in ensemble.forms:  # the nine members and the joint fit
+        rows = [names.index(name) for name in spec.view]
+        z.append(neuron_logits(spec, theta, x[rows], g[rows]))
+        shares.append(share)
+    assert len(z) == 10
+    deviation, disagreement = spread(1 / (1 + np.exp(-np.stack(z))), list(np.array(shares) / sum(shares)), 0.4)
     for seen, expected in ((found.deviation, deviation), (found.disagreement, disagreement)):
         off = np.abs(seen.ravel().astype(int) - expected)
         assert seen.std() > 5

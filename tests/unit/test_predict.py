@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,7 +56,7 @@ def test_neither_blocks_nor_threads_nor_the_way_change_a_bit(
 def test_members_without_a_say_cost_and_change_nothing(volume: np.ndarray, probability: np.ndarray) -> None:
     ensemble = random_ensemble()
     silent = Member("silent", ensemble.members[0].spec, tuple(np.full(19, 9.0)), 0.0)
-    more = Ensemble((*ensemble.members, silent), ensemble.intercept)
+    more = replace(ensemble, members=(*ensemble.members, silent))
     assert np.array_equal(probability_volume(volume, more, block=64), probability)
 
 
@@ -69,7 +71,7 @@ def test_members_that_share_features_fold_into_one_form() -> None:
     names = ensemble.features
     rng = np.random.default_rng(0)
     x, g = rng.standard_normal((len(names), 500)), np.abs(rng.standard_normal((len(names), 500)))
-    terms, constant = quadratic_terms(ensemble, names)
+    terms, constant = quadratic_terms(ensemble.forms, ensemble.constant, names)
     shift, a, b, c = (column[:, None].astype(np.float64) for column in terms.T)
     s = x - shift
     folded = constant + ((a * s + b) * s + c * g).sum(axis=0)

@@ -24,7 +24,7 @@ from nx46vx.bench.intensity import Intensity
 from nx46vx.bench.intervals import Interval
 from nx46vx.bench.product import SingleCandidate
 from nx46vx.bench.quality_child import METHODS, forget_peak, peak_bytes
-from nx46vx.bench.quality_methods import Choice, Method, Training, choose, cleaned, rule_of
+from nx46vx.bench.quality_methods import Choice, Method, Probabilities, Training, choose, finished, rule_of
 from nx46vx.bench.reference_2d import Reference2D, fit_logistic, flat_label, projections
 from nx46vx.bench.ridge_nms import RidgeNms, ridge_voxels, widened
 from nx46vx.data.synthetic import make_case
@@ -33,6 +33,7 @@ from nx46vx.features.blocks import sample_features
 from nx46vx.features.pool import feature_names
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.sampling import sample_balanced, sample_natural
+from nx46vx.inference.masks.doubt import Prediction
 from nx46vx.model.metrics import sigmoid
 from nx46vx.model.samples import FitData
 from nx46vx.pipeline.run import run
@@ -166,14 +167,34 @@ def test_the_intensity_threshold_parts_what_a_grey_value_can_part() -> None:
     assert {choice["clean"] for choice in method.choices()} == {False, True}
 
 
-def test_cleaning_clears_the_border_drops_dust_and_keeps_a_sheet() -> None:
-    mask = np.zeros((32, 32, 32), bool)
+def test_cleaning_clears_the_border_drops_dust_keeps_a_sheet_and_fills_what_was_scanned() -> None:
+    mask, volume = np.zeros((32, 32, 32), bool), np.ones((32, 32, 32), np.uint8)
     mask[:, :, 14:17] = True
     mask[20, 20, 24] = True
-    found = cleaned(mask)
+    for tunnel in (8, 22):
+        mask[tunnel : tunnel + 2, tunnel : tunnel + 2] = False
+    volume[22:24, 22:24] = 0
     wanted = np.zeros_like(mask)
     wanted[3:-3, 3:-3, 14:17] = True
-    assert np.array_equal(found, wanted)
+    wanted[8:10, 8:10, [14, 16]] = False  # a plug is thin
+    wanted &= volume > 0
+    assert np.array_equal(finished(mask, volume, clean=True), wanted)
+    assert np.array_equal(finished(mask, volume, clean=False), mask & (volume > 0))
+
+
+class Everywhere(Probabilities):
+    """Sure of surface wherever it looks."""
+
+    def fit(self, training: Training) -> None: ...
+
+    def predict(self, volume: np.ndarray) -> Prediction:
+        return Prediction.certain(np.ones(volume.shape, np.float32))
+
+
+def test_where_nothing_was_scanned_no_method_that_has_probabilities_has_one() -> None:
+    volume = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    prediction, _ = Everywhere().prepare(volume, {})
+    assert np.array_equal(prediction.probability, volume > 0)
 
 
 class Shifted(Method):
