@@ -111,7 +111,8 @@ def _variants(choosing: Sequence[Labelled], mask: MaskSettings) -> dict[str, Mas
     found["without hysteresis"] = replace(whole, strong=whole.weak)
     common, *_ = configured_rule(mask.model_copy(update={"thresholds": "global"}))
     found["one threshold for all volumes"] = calibrate_mask(choosing, common, strong=True, weak=True).rule
-    found["doubt does not move thresholds"] = replace(whole, doubt_weight=0.0)
+    sure = replace(start, doubt_weight=0.0)
+    found["doubt does not move thresholds"] = calibrate_mask(choosing, sure, strong=True, weak=True).rule
     bare = replace(start, **{key: value for off in STEPS.values() for key, value in off.items()})
     found["hysteresis alone"] = calibrate_mask(choosing, bare, strong=True, weak=True).rule
     return found

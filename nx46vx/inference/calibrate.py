@@ -22,15 +22,18 @@ Labelled = tuple[Prediction, np.ndarray]
 
 @dataclass(frozen=True)
 class Calibration:
-    """The chosen rule and the voxel F0.5 it reaches on the volumes it was chosen on."""
+    """The chosen rule, and the voxel F1 and F0.5 that it reaches on the volumes it was chosen on."""
 
     rule: MaskRule
+    f1: float
     f_half: float
     tried: int
 
 
 def calibrate_mask(volumes: Sequence[Labelled], start: MaskRule, *, strong: bool, weak: bool) -> Calibration:
-    """Choose the hysteresis thresholds with the best voxel F0.5 of the finished masks, pooled over volumes.
+    """Choose the hysteresis thresholds with the best voxel F1 of the finished masks, pooled over volumes.
+
+    F1, not F0.5: a hole in a sheet costs the competition's score more than a sheet a voxel too thick.
 
     ``volumes`` holds (prediction, label uint8) pairs; label 2 does not count. First one threshold for both, then the
     weak one below it, then the strong one above that. ``strong`` and ``weak`` say which are to be chosen; the other
@@ -38,7 +41,7 @@ def calibrate_mask(volumes: Sequence[Labelled], start: MaskRule, *, strong: bool
     """
     profiles = [VolumeProfile.of(prediction) for prediction, _ in volumes]
     levels = list(SHARES) if start.per_volume else _levels(volumes)
-    scores: dict[tuple[float, float], float] = {}
+    counts: dict[tuple[float, float], _Counts] = {}
 
     def loose(level: float) -> float:
         """The larger, the more voxels reach this level."""
@@ -47,9 +50,9 @@ def calibrate_mask(volumes: Sequence[Labelled], start: MaskRule, *, strong: bool
     def best(pairs: list[tuple[float, float]]) -> tuple[float, float]:
         """The pair with the best score; the loosest among equals."""
         for pair in pairs:
-            if pair not in scores:
-                scores[pair] = _f_half(volumes, profiles, replace(start, strong=pair[0], weak=pair[1]))
-        return max(pairs, key=lambda pair: (scores[pair], loose(pair[0]), loose(pair[1])))
+            if pair not in counts:
+                counts[pair] = _count(volumes, profiles, replace(start, strong=pair[0], weak=pair[1]))
+        return max(pairs, key=lambda pair: (counts[pair].f_beta(1.0), loose(pair[0]), loose(pair[1])))
 
     if not strong and not weak:
         chosen = best([(start.strong, start.weak)])
@@ -63,18 +66,33 @@ def calibrate_mask(volumes: Sequence[Labelled], start: MaskRule, *, strong: bool
         both, _ = best([(level, level) for level in levels])
         _, low = best([(both, level) for level in levels if loose(level) >= loose(both)])
         chosen = best([(level, low) for level in levels if loose(level) <= loose(low)])
-    return Calibration(replace(start, strong=chosen[0], weak=chosen[1]), scores[chosen], len(scores))
+    reached = counts[chosen]
+    rule = replace(start, strong=chosen[0], weak=chosen[1])
+    return Calibration(rule, reached.f_beta(1.0), reached.f_beta(0.5), len(counts))
 
 
-def _f_half(volumes: Sequence[Labelled], profiles: Sequence[VolumeProfile], rule: MaskRule) -> float:
+@dataclass(frozen=True)
+class _Counts:
+    """Voxels of masks: rightly and wrongly surface, and missed."""
+
+    tp: int
+    fp: int
+    fn: int
+
+    def f_beta(self, beta: float) -> float:
+        found = (1 + beta**2) * self.tp
+        denominator = found + beta**2 * self.fn + self.fp
+        return found / denominator if denominator else 0.0
+
+
+def _count(volumes: Sequence[Labelled], profiles: Sequence[VolumeProfile], rule: MaskRule) -> _Counts:
     tp = fp = fn = 0
     for (prediction, label), profile in zip(volumes, profiles, strict=True):
         mask = mask_of(prediction, rule, profile) == 1
         tp += int(np.count_nonzero(mask & (label == 1)))
         fp += int(np.count_nonzero(mask & (label == 0)))
         fn += int(np.count_nonzero(~mask & (label == 1)))
-    denominator = 1.25 * tp + 0.25 * fn + fp
-    return 1.25 * tp / denominator if denominator else 0.0
+    return _Counts(tp, fp, fn)
 
 
 def _levels(volumes: Sequence[Labelled]) -> list[float]:

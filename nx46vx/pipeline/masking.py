@@ -31,13 +31,14 @@ Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class MaskChoice:
-    """The rule, the probability at which a member votes for surface, and the voxel F0.5 on validation volumes.
+    """The rule, the probability at which a member votes for surface, and the voxel F1 and F0.5 on validation volumes.
 
     ``search``: figures of the search, None where there was none. ``undecided``: it was stopped, and goes on later.
     """
 
     rule: MaskRule
     vote_at: float
+    f1: float
     f_half: float
     search: dict[str, Any] | None = None
     undecided: bool = False
@@ -63,10 +64,11 @@ def choose_rule(
     if search and session.settings.mask.search.trials:
         searched = search_rule(session, found.rule, volumes, _names(session, cases), thresholds=strong and weak)
     rule = searched.rule
-    session.log.emit("MASK_PARAMETERS", **rule.to_json(), vote_at=vote_at, validation_f_half=found.f_half)
+    reached = {"validation_f1": found.f1, "validation_f_half": found.f_half}
+    session.log.emit("MASK_PARAMETERS", **rule.to_json(), vote_at=vote_at, **reached)
     unit = "times the expected surface" if rule.per_volume else "probability"
-    say(f"masks: strong {rule.strong:.3g}, weak {rule.weak:.3g} ({unit}), validation F0.5 {found.f_half:.3f}")
-    return MaskChoice(rule, vote_at, found.f_half, searched.figures, searched.undecided)
+    say(f"masks: strong {rule.strong:.3g}, weak {rule.weak:.3g} ({unit}), validation F1 {found.f1:.3f}")
+    return MaskChoice(rule, vote_at, found.f1, found.f_half, searched.figures, searched.undecided)
 
 
 def predicted(

@@ -67,7 +67,8 @@ def segment(
             say(f"masks: {number} of {len(cases.dataset.test)}: {case.case_id}, {100 * foreground[case.case_id]:.2f} %")
     session.costs.save()
     return {
-        "rule": chosen.rule.to_json(), "vote_at": chosen.vote_at, "validation_f_half": chosen.f_half,
+        "rule": chosen.rule.to_json(), "vote_at": chosen.vote_at, "validation_f1": chosen.f1,
+        "validation_f_half": chosen.f_half,
         "thresholds": thresholds, "foreground": foreground, "search": chosen.search,
     }  # fmt: skip
 

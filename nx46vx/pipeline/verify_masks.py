@@ -39,7 +39,8 @@ def masks_figures(log: RunLog, test: Sequence[Case], foreground: Mapping[str, fl
             parameters = rule.at(VolumeProfile.from_json(log.thresholds[case.case_id]))
             thresholds[case.case_id] = {name: getattr(parameters, name) for name in PER_VOLUME}
     return {
-        "rule": rule.to_json(), "vote_at": event["vote_at"], "validation_f_half": event["validation_f_half"],
+        "rule": rule.to_json(), "vote_at": event["vote_at"], "validation_f1": event["validation_f1"],
+        "validation_f_half": event["validation_f_half"],
         "thresholds": thresholds, "foreground": dict(foreground), "search": search,
     }  # fmt: skip
 

@@ -66,7 +66,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         "## Submission",
         "",
         f"`{report['submission']['file']}`, sha512 `{report['submission']['sha512'][:16]}...`; "
-        f"voxel F0.5 of the validation masks {masks['validation_f_half']:.4f}.",
+        f"voxel F1 of the validation masks {masks['validation_f1']:.4f}, F0.5 {masks['validation_f_half']:.4f}.",
         "",
         "| volume | surface | strong threshold | weak threshold |",
         "|---|---|---|---|",

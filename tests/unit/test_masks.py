@@ -322,6 +322,12 @@ def test_impossible_rules_are_refused(bad: dict) -> None:
         replace(ALL_ON, **bad)
 
 
+def f1_of(rule: MaskRule, prediction: Prediction, label: np.ndarray) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score((label == 1).ravel(), (mask_of(prediction, rule) == 1).ravel()))
+
+
 @pytest.mark.parametrize("per_volume", [True, False])
 def test_calibration_keeps_what_is_given_and_is_never_worse_than_equal_thresholds(per_volume: bool) -> None:
     prediction = some_prediction(8)
@@ -332,7 +338,8 @@ def test_calibration_keeps_what_is_given_and_is_never_worse_than_equal_threshold
     assert both.tried > 10
     level = both.rule.strong
     equal = calibrate_mask([(prediction, label)], replace(start, strong=level, weak=level), strong=False, weak=False)
-    assert both.f_half >= equal.f_half and equal.tried == 1
+    assert both.f1 >= equal.f1 and equal.tried == 1
+    assert 0 < both.f_half < 1 and both.f1 == pytest.approx(f1_of(both.rule, prediction, label))
     kept = calibrate_mask([(prediction, label)], start, strong=False, weak=True)
     assert kept.rule.strong == 0.5
     assert not per_volume or {both.rule.strong, both.rule.weak} <= set(SHARES)
