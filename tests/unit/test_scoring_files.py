@@ -31,6 +31,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_two_folders_score_case_by_case_and_in_the_mean(command: Command, folders: tuple[Path, Path]) -> None:
+    (folders[0] / "parts.tif").mkdir()
     ended = command("score", *folders, "--json")
     assert ended.code == 0 and ended.stderr == ""
     assert list(ended.json) == ["score", "topo", "surface_dice", "voi", "counts", "cases"]

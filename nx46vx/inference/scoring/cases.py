@@ -94,10 +94,10 @@ def pair_files(prediction: Path, label: Path) -> list[tuple[str, Path, Path]]:
 
 
 def _volumes(folder: Path) -> dict[str, Path]:
-    """TIFFs of a folder by stem; hidden files are passed over."""
+    """TIFFs of a folder by stem; hidden files and folders are passed over."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES:
+        if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES or path.is_dir():
             continue
         if path.stem in found:
             names = f"{found[path.stem].name} and {path.name}"
