@@ -12,8 +12,8 @@ class Tally:
     """All seconds but the first three are summed over processes.
 
     ``search``: wall, from an executor's start to its end; ``ray_init`` of it until Ray was there; ``engine_busy``: an
-    engine's in passes, the busiest one's; ``gpu``: of it on a GPU, synchronised; ``trial_log``, ``trial_checkpoint``:
-    trials' in their event logs and in the store.
+    engine's in passes, the busiest one's; ``gpu``: the longest that a GPU worked, synchronised; ``trial_log``,
+    ``trial_checkpoint``: trials' in their event logs and in the store.
     """
 
     search_seconds: float = 0.0
@@ -44,7 +44,7 @@ class Tally:
     def add_engines(self, stats: Sequence[Mapping[str, Any]]) -> None:
         """What the engines of one search say at its end."""
         self.engine_busy_seconds += max((float(one["busy_seconds"]) for one in stats), default=0.0)
-        self.gpu_seconds += sum(float(one["gpu_seconds"]) for one in stats)
+        self.gpu_seconds += max((float(one["gpu_seconds"]) for one in stats), default=0.0)
         self.lane_iterations += sum(int(one["lane_iterations"]) for one in stats)
         self.gpu_peak_bytes = max([self.gpu_peak_bytes, *(int(one["gpu_peak_bytes"]) for one in stats)])
 

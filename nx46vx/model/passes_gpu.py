@@ -134,7 +134,7 @@ class GpuPasses:
     ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """See ``Passes.gradients``."""
         if not self._settled:
-            self._settle(next(iter(thetas)))
+            self._settle()
         tiles = [self._tiles[k] for k in thetas]
         folded = [fold(tile.spec, theta) for tile, theta in zip(tiles, thetas.values(), strict=True)]
         with self._clock.running(), self._products.chosen():
@@ -238,12 +238,13 @@ class GpuPasses:
     def _on_device(self, weights: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(weights.astype(np.float32)).to(self.device)
 
-    def _settle(self, meta_neuron: int) -> None:
-        """Try the options on one tile before the first pass, and keep those that change nothing."""
+    def _settle(self) -> None:
+        """Try the options on one tile before the first pass, and keep those that change nothing. The tile is the first
+        of all, whoever asks first: a resumed search and a second engine decide as the first one did."""
         from nx46vx.model.gpu_trials import try_compiling, try_reduced_precision
 
         self._settled = True
-        tile = self._tiles[meta_neuron]
+        tile = self._tiles[min(self._tiles)]
         if self._options.compile:
             self._curves = try_compiling(self._curves, tile.parts[0].weight, self.notes)
         if self._options.mixed_precision:

@@ -12,6 +12,7 @@ from nx46vx.pipeline.session import Session
 from nx46vx.runtime.atomic import write_json
 from nx46vx.runtime.digest import digest_json
 from nx46vx.runtime.profile import LogCost, MemoryPeaks, RunTimes, summarise
+from nx46vx.settings import Settings
 from search.tally import Tally
 
 #: What the report repeats of the profile.
@@ -21,7 +22,7 @@ SHORT = ("wall_seconds", "outside_phases", "parts", "answers", "rates", "memory"
 @dataclass
 class Profiler:
     """What a session has measured so far. ``started``: when it began, on ``time.monotonic``; ``phases``: seconds of the
-    stages that are through; ``samples``: training samples."""
+    stages that are through or failed; ``samples``: training samples."""
 
     session: Session
     started: float = field(default_factory=time.monotonic)
@@ -30,6 +31,7 @@ class Profiler:
     peaks: MemoryPeaks = field(default_factory=MemoryPeaks)
     plan: FitPlan | None = None
     samples: int = 0
+    test_cases: int = 0
     figures: dict[str, Any] | None = None
 
     def finish(self, *, complete: bool) -> dict[str, Any]:
@@ -44,8 +46,8 @@ class Profiler:
         self.peaks.read()
         wall = time.monotonic() - self.started
         times = RunTimes(cache_root(session.settings.features.cache_dir) / "run_seconds.json")
-        digest = None if plan is None else _comparable(plan)
-        whole = complete and plan is not None and tally.trials == len(plan.candidates)
+        digest = None if plan is None else _comparable(plan, session.settings, self.test_cases)
+        whole = complete and session.fence == 1
         self.figures = {
             "run_id": session.run_id, "session": session.fence, "complete": complete, "whole_in_one_session": whole,
             "plan_digest": digest,
@@ -69,10 +71,12 @@ def short(figures: dict[str, Any]) -> dict[str, Any]:
     return {key: figures[key] for key in SHORT}
 
 
-def _comparable(plan: FitPlan) -> str:
-    """Digest of what makes two runs the same work: data, neurons, grid, iterations."""
+def _comparable(plan: FitPlan, settings: Settings, test_cases: int) -> str:
+    """Digest of what makes two runs the same work: data, neurons, grid, iterations, and what comes after the grid."""
+    after = settings.model_dump(mode="json", include={"epochs", "growth", "student", "mask"})
     return digest_json(
         {
+            **after, "test_cases": test_cases,
             "train": plan.train_keys, "validation": plan.validation_keys, "l1": plan.l1, "l2": plan.l2,
             "max_iter": plan.max_iter, "method": plan.method, "neurons": [spec.digest for spec in plan.neurons],
         }

@@ -122,9 +122,11 @@ def _stages(
     def stage(name: str) -> Iterator[PhaseUse]:
         started = time.monotonic()
         session.log.emit("STAGE_START", stage=name)
-        with ledger.phase(name) as use:
-            yield use
-        seconds[name] = time.monotonic() - started
+        try:
+            with ledger.phase(name) as use:
+                yield use
+        finally:
+            seconds[name] = time.monotonic() - started
         if name.startswith("student"):
             session.progress.left_out += seconds[name]
         session.log.emit("STAGE_END", stage=name, seconds=seconds[name])
@@ -141,7 +143,7 @@ def _stages(
     governor.check()
     with stage("freeze"):
         plan = freeze(session, cases, data, keys)
-    profiler.plan, profiler.samples = plan, data.train_samples
+    profiler.plan, profiler.samples, profiler.test_cases = plan, data.train_samples, len(cases.dataset.test)
     with stage("train_supervised") as use:
         plan, records, complete = search(session, cases, data, plan, resources, executor, watch, profiler.tally)
         use.on_gpu(profiler.tally.gpu_seconds)

@@ -76,9 +76,10 @@ def test_the_same_plan_is_compared_with_the_time_before(tmp_path: Path, tiny_dat
     assert second["plan_digest"] == first["plan_digest"]
     assert second["speedup"]["previous_wall_seconds"] == first["wall_seconds"]
     assert second["speedup"]["wall"] == pytest.approx(first["wall_seconds"] / second["wall_seconds"])
-    other = tiny_settings(tiny_data, {"features.cache_dir": str(tmp_path / "cache"), "seed": 9})
-    run(other, tmp_path / "other")
-    assert profile(tmp_path / "other")["speedup"] is None
+    for number, other in enumerate(({"seed": 9}, {"mask.slice_gap": 0}, {"epochs.supervised_epochs": 2})):
+        run(tiny_settings(tiny_data, {"features.cache_dir": str(tmp_path / "cache"), **other}), tmp_path / str(number))
+        assert profile(tmp_path / str(number))["speedup"] is None
+    assert profile(tmp_path / "2")["whole_in_one_session"], "also with two passes over the grid"
 
 
 def test_a_stopped_session_has_a_profile_and_is_no_yardstick(

@@ -239,6 +239,20 @@ def test_reduced_products_are_used_only_if_the_objective_agrees(
     assert notes.take() == []  # decided once
 
 
+def test_the_same_tile_decides_whoever_asks_first(
+    monkeypatch: pytest.MonkeyPatch, data: FitData, specs: list[NeuronSpec]
+) -> None:
+    """A resumed search, and a second engine, begin with other tiles."""
+    tried: list[int] = []
+    monkeypatch.setattr(
+        gpu_trials, "try_reduced_precision", lambda products, sums, tile, notes: tried.append(tile.spec.meta_neuron)
+    )
+    for asked in (specs, specs[::-1], specs[-1:]):
+        passes = made(data, specs, options=EngineOptions(mixed_precision=True))
+        passes.gradients(random_thetas(asked))
+    assert tried == [min(spec.meta_neuron for spec in specs)] * 3
+
+
 def test_where_there_is_no_reduced_precision_none_is_used(data: FitData, specs: list[NeuronSpec]) -> None:
     notes = Notes()
     passes = made(data, specs, options=EngineOptions(mixed_precision=True), notes=notes)

@@ -44,8 +44,9 @@ def probe_here() -> Probe:
         return Probe((), (), "torch sees no GPU")
     gpus, failures = [], []
     for index in range(torch.cuda.device_count()):
-        name = torch.cuda.get_device_name(index)
+        name = "unnamed"
         try:
+            name = torch.cuda.get_device_name(index)
             value = (torch.ones(8, device=f"cuda:{index}") * 2).sum().item()
             if value != 16.0:
                 raise RuntimeError(f"a kernel gave {value} for 16")
