@@ -1,7 +1,7 @@
 """nx46vx bench masks: what each step from probability to mask adds to the competition's score of held-out volumes.
 
 An ensemble is fitted on generated volumes, the rule's thresholds are chosen on others, and the masks of further ones,
-of scrolls that neither saw, are scored: with all steps, and with each step left out.
+of scrolls that neither saw, are scored: with all steps, with each step left out, by the rule that the search finds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from nx46vx.bench.dependencies import need
 from nx46vx.bench.fitted import HELD_OUT, PARTS, choosing, ensemble_of, fitted_run, generated
 from nx46vx.bench.frame import Figure, Outcome
 from nx46vx.inference.calibrate import calibrate_mask
@@ -26,7 +27,9 @@ from nx46vx.inference.postprocess import mask_of
 from nx46vx.inference.predict import predict
 from nx46vx.inference.scoring import LabelScorer, VolumeScore
 from nx46vx.pipeline.maskrule import configured_rule
+from nx46vx.pipeline.masksearch import best_rule
 from nx46vx.settings import MaskSettings
+from trainables.mask_task import MaskVolumes
 
 #: What leaving a step out means.
 STEPS: Mapping[str, Mapping[str, Any]] = {
@@ -44,16 +47,17 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Edge of the volumes, how many there are of each kind, and samples of each for the fit."""
+    """Edge of the volumes, how many there are of each kind, samples of each for the fit, and trials of the search."""
 
     edge: int = 128
     fitted: int = 9
     chosen_on: int = 3
     held_out: int = 8
     samples: int = 20_000
+    trials: int = 48
 
 
-QUICK = Sizes(edge=64, fitted=6, chosen_on=1, held_out=2, samples=4000)
+QUICK = Sizes(edge=64, fitted=6, chosen_on=1, held_out=2, samples=4000, trials=8)
 Labelled = tuple[Prediction, np.ndarray]
 
 
@@ -72,6 +76,7 @@ def measure(sizes: Sizes, mask: MaskSettings | None = None) -> Outcome:
     started = time.perf_counter()
     variants = _variants(chosen_on, mask)
     calibrating = time.perf_counter() - started
+    variants["after the search"] = _searched(chosen_on, variants["all steps"], sizes.trials)
     scores, seconds = _scored(held_out, variants)
     figures = [
         Figure(f"{_key(name)}_{part}", f"{name}: {part.replace('_', ' ')}", tuple(getattr(s, part) for s in found))
@@ -116,6 +121,26 @@ def _variants(choosing: Sequence[Labelled], mask: MaskSettings) -> dict[str, Mas
     bare = replace(start, **{key: value for off in STEPS.values() for key, value in off.items()})
     found["hysteresis alone"] = calibrate_mask(choosing, bare, strong=True, weak=True).rule
     return found
+
+
+def _searched(choosing: Sequence[Labelled], start: MaskRule, trials: int) -> MaskRule:
+    """The rule that the search finds from ``start``, by the score of the volumes that chose the thresholds."""
+    need("Optuna", "optuna")
+    from search.mask_search import MaskJob, TrialSource, search_inline
+    from search.mask_study import MaskStudy
+
+    with tempfile.TemporaryDirectory(prefix="nx46vx-bench-") as name:
+        folder = Path(name)
+        volumes = MaskVolumes(folder / "volumes", tuple(str(number) for number in range(len(choosing))))
+        for number, (prediction, label) in enumerate(choosing):
+            volumes.put(number, prediction, label)
+        study = MaskStudy(
+            folder / "journal.log", start=start, thresholds=True, binding="bench", seed=0,
+            batch=MaskSettings().search.batch, trials=trials,
+        )  # fmt: skip
+        source = TrialSource(study, may_go_on=lambda: True, on_done=lambda *_: None)
+        search_inline(MaskJob(source, volumes, folder, 0, 1, lambda: False))
+        return best_rule(study.results(), start)
 
 
 def _scored(
