@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from nx46vx.runtime.budget import MEASURED_FACTOR
 from nx46vx.runtime.heartbeat import heartbeat
 
 if TYPE_CHECKING:
+    from nx46vx.model.gpu_clock import GpuClock
     from nx46vx.student.fusion import Fusion, FusionCase
     from nx46vx.student.spec import StudentSpec
     from nx46vx.student.symmetry import Symmetry
@@ -43,6 +45,15 @@ class Student:
     micro_batch: int
     symmetries: tuple[Symmetry, ...]
 
+    @cached_property
+    def clock(self) -> GpuClock:
+        """How long a GPU worked for it."""
+        import torch
+
+        from nx46vx.model.gpu_clock import GpuClock
+
+        return GpuClock(torch.device(self.spec.device))
+
     def logits(self, volume: np.ndarray, symmetries: Sequence[Symmetry]) -> np.ndarray:
         """Logits of surface, (z, y, x) float32."""
         from nx46vx.student.inference import segmenter_of
@@ -51,6 +62,7 @@ class Student:
         with (
             numerics(self.spec.device, cudnn_benchmark=self.spec.settings.cudnn_benchmark, gpu=self.spec.gpu),
             ThreadPoolExecutor(self.spec.threads) as threads,
+            self.clock.running(),
         ):
             return segmenter_of(self.net, self.spec, threads, 2 * self.micro_batch).logits(volume, symmetries)
 
@@ -62,6 +74,11 @@ class Refinement:
     student: Student
     fusion: Fusion
     symmetries: tuple[Symmetry, ...]
+
+    @property
+    def gpu_seconds(self) -> float:
+        """How long a GPU worked for the student so far."""
+        return self.student.clock.seconds
 
     def __call__(self, volume: np.ndarray, probability: np.ndarray) -> np.ndarray:
         return self.fusion.probability(probability, self.student.logits(volume, self.symmetries))

@@ -177,7 +177,9 @@ def _stages(
     with stage("segment") as use:
         if all(session.paths.mask(case.case_id).exists() for case in cases.dataset.test):
             use.nothing_to_do()
+        worked = refine.gpu_seconds if refine is not None else 0.0
         segmented = segment(session, cases, choice.ensemble, chosen, counts=complete, refine=refine)
+        use.on_gpu(refine.gpu_seconds - worked if refine is not None else 0.0)
     with stage("package"):
         started = time.monotonic()
         submission = package(session, cases, segmented["foreground"])

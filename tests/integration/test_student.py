@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from tiny import TINY, events, overlaid, results, run, tiny_settings, write_config
 
 from nx46vx.errors import IncompatibleError, StoppedError
+from nx46vx.model.gpu_clock import GpuClock
 from nx46vx.paths import RunPaths
 from nx46vx.pipeline import session as session_room
 from nx46vx.pipeline.decisions import Decisions
@@ -301,6 +303,22 @@ def test_a_stable_gain_changes_the_masks_and_is_replayed(
     run(with_student(tiny_data, tta=False), root)
     assert results_of_masks(root) == before
     assert [event["replayed"] for event in events(root, "STUDENT_FUSION")] == [False, True]
+
+
+def test_the_time_that_a_gpu_works_for_the_student_counts_where_volumes_are_segmented(
+    tmp_path: Path, tiny_data: Path, kept: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a GPU had worked a second for each volume."""
+
+    @contextmanager
+    def second(self: GpuClock) -> Iterator[None]:
+        yield
+        self.seconds += 1.0
+
+    monkeypatch.setattr(GpuClock, "running", second)
+    run(with_student(tiny_data, tta=False), tmp_path / "run")
+    worked = {event["phase"]: event["gpu_seconds"] for event in events(tmp_path / "run", "GPU_PHASE_END")}
+    assert worked["segment"] == 1.0, "one test volume; what validation volumes took is not of this phase"
 
 
 def results_of_masks(root: Path) -> dict[str, bytes]:
