@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import orjson
 import typer
 
+from nx46vx.errors import UsageError
+
 if TYPE_CHECKING:
     from nx46vx.bench.frame import Outcome
 
@@ -51,6 +53,8 @@ def grid(
     """The whole search through Ray Tune: wall time, overhead, memory; and others' wall time for the same grid."""
     from nx46vx.bench import grid as module
 
+    if full and quick:
+        raise UsageError("--full and --quick exclude each other", fix="leave one out")
     sizes = module.FULL if full else module.QUICK if quick else module.Sizes()
     _show(module.measure(sizes, folder), quick, json, folder)
 

@@ -226,3 +226,8 @@ def test_without_out_the_run_is_named_after_its_configuration(
     monkeypatch.chdir(tmp_path)
     assert command("plan", "--config", config).code == 0
     assert (tmp_path / "runs" / "tiny" / "plan.json").is_file()
+
+
+def test_a_benchmark_is_either_full_or_quick(command: Command) -> None:
+    ended = command("bench", "grid", "--full", "--quick")
+    assert ended.code == 2 and "exclude each other" in ended.stderr
