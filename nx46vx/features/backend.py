@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from nx46vx.features.arrays import Arrays
+from nx46vx.features.once import once
 from nx46vx.features.pool import HALO, feature_names
 from nx46vx.features.smoothing import Window
 
@@ -57,13 +57,13 @@ class Backend(Protocol):
         ...
 
 
-@functools.cache
+@once
 def backend() -> Backend:
     """The fastest way of computing that there is."""
     return compiled()[0] or Arrays()
 
 
-@functools.cache
+@once
 def compiled() -> tuple[Backend | None, str]:
     """The compiled code, tried once against the arrays; or None, and the reason."""
     try:

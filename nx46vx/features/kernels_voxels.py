@@ -6,7 +6,6 @@ address; steps to neighbours are strides, so fields hold as many voxels around t
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 
 from nx46vx.features.extractors import evaluate
 from nx46vx.features.jit import Kernel, host
+from nx46vx.features.once import once
 from nx46vx.features.pool import spec_of
 from nx46vx.features.smoothing import Window
 from nx46vx.features.trace import F32, F64, I32, I64, Code, Traced, Value
@@ -50,7 +50,7 @@ class Voxels:
     layouts: tuple[tuple[str, int], ...]
 
 
-@functools.cache
+@once
 def voxels(names: tuple[str, ...], sign_skew: int, points: bool) -> Voxels:
     """The kernel of some features, in their order, for volumes with that sign."""
     empty = _write(names, sign_skew, points, (), ())[1]

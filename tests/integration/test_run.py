@@ -804,7 +804,9 @@ def test_the_laptop_configuration_works_on_other_peoples_tiffs(cli: Command, tmp
     shapes = [(80, 88, 96), (72, 81, 80), (81, 80, 75), (88, 72, 79), (75, 90, 80), (80, 80, 85)]
     data = odd_dataset(tmp_path / "data", shapes, [(80, 88, 96), (77, 80, 83)])
     config = Path(__file__).parents[2] / "configs" / "laptop.yaml"
-    ended = cli("run", "--config", config, "--data", data, "--out", tmp_path / "run", "--json")
+    ended = cli(
+        "run", "--config", config, "--data", data, "--out", tmp_path / "run", "--json", "--set", "mask.search.trials=8"
+    )
     assert ended.code == 0, ended.stderr
     hold = orjson.loads((tmp_path / "run" / "report.json").read_bytes())["holdout"]
     print(hold["ensemble_f_half"], hold["intensity_f_half"])

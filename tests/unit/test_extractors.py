@@ -7,7 +7,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from nx46vx.features.arrays import Arrays
 from nx46vx.features.backend import Backend, backend, compiled
 from nx46vx.features.blocks import iter_blocks, sample_features
 from nx46vx.features.extractors import compute_pool, standardise
+from nx46vx.features.once import once
 from nx46vx.features.pool import FEATURES, HALO, NORMAL_SCALE, PLANARITY_EPSILON, feature_names
 from nx46vx.features.reference import VolumeReference, measure_reference
 from nx46vx.features.smoothing import half_kernel, smooth
@@ -463,3 +466,17 @@ def test_degenerate_matrices_give_a_unit_eigenvector_of_the_largest_eigenvalue(v
 def test_the_pool_is_documented_and_its_names_are_unique() -> None:
     assert len(set(NAMES)) == len(NAMES) == len(FEATURES) <= 24
     assert all(spec.description and spec.name == f"{spec.family}_s{spec.scale}" for spec in FEATURES)
+
+
+def test_what_several_threads_want_at_once_is_made_once() -> None:
+    made: list[int] = []
+
+    @once
+    def slow(number: int) -> int:
+        made.append(number)
+        time.sleep(0.05)
+        return 2 * number
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(slow, [3, 3, 4, 3])) == [6, 6, 8, 6]
+    assert sorted(made) == [3, 4]
