@@ -11,6 +11,7 @@ from nx46vx.inference.masks.doubt import Prediction
 from nx46vx.inference.masks.parameters import MaskRule
 from nx46vx.inference.masks.profile import VolumeProfile
 from nx46vx.inference.postprocess import mask_of
+from nx46vx.model.metrics import Counts
 
 #: Multiples of the expected surface that are tried where thresholds follow the volume.
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 1.9, 2.4)
@@ -41,7 +42,7 @@ def calibrate_mask(volumes: Sequence[Labelled], start: MaskRule, *, strong: bool
     """
     profiles = [VolumeProfile.of(prediction) for prediction, _ in volumes]
     levels = list(SHARES) if start.per_volume else _levels(volumes)
-    counts: dict[tuple[float, float], _Counts] = {}
+    counts: dict[tuple[float, float], Counts] = {}
 
     def loose(level: float) -> float:
         """The larger, the more voxels reach this level."""
@@ -52,7 +53,7 @@ def calibrate_mask(volumes: Sequence[Labelled], start: MaskRule, *, strong: bool
         for pair in pairs:
             if pair not in counts:
                 counts[pair] = _count(volumes, profiles, replace(start, strong=pair[0], weak=pair[1]))
-        return max(pairs, key=lambda pair: (counts[pair].f_beta(1.0), loose(pair[0]), loose(pair[1])))
+        return max(pairs, key=lambda pair: (_f_beta(counts[pair], 1.0), loose(pair[0]), loose(pair[1])))
 
     if not strong and not weak:
         chosen = best([(start.strong, start.weak)])
@@ -68,31 +69,24 @@ def calibrate_mask(volumes: Sequence[Labelled], start: MaskRule, *, strong: bool
         chosen = best([(level, low) for level in levels if loose(level) <= loose(low)])
     reached = counts[chosen]
     rule = replace(start, strong=chosen[0], weak=chosen[1])
-    return Calibration(rule, reached.f_beta(1.0), reached.f_beta(0.5), len(counts))
+    return Calibration(rule, _f_beta(reached, 1.0), _f_beta(reached, 0.5), len(counts))
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Voxels of masks: rightly and wrongly surface, and missed."""
-
-    tp: int
-    fp: int
-    fn: int
-
-    def f_beta(self, beta: float) -> float:
-        found = (1 + beta**2) * self.tp
-        denominator = found + beta**2 * self.fn + self.fp
-        return found / denominator if denominator else 0.0
+def _f_beta(counts: Counts, beta: float) -> float:
+    return float(counts.f_beta(beta)[0])
 
 
-def _count(volumes: Sequence[Labelled], profiles: Sequence[VolumeProfile], rule: MaskRule) -> _Counts:
-    tp = fp = fn = 0
+def _count(volumes: Sequence[Labelled], profiles: Sequence[VolumeProfile], rule: MaskRule) -> Counts:
+    """Voxels of the finished masks by class, all volumes together: a mask is one threshold."""
+    tp = fp = positives = negatives = 0
     for (prediction, label), profile in zip(volumes, profiles, strict=True):
         mask = mask_of(prediction, rule, profile) == 1
-        tp += int(np.count_nonzero(mask & (label == 1)))
-        fp += int(np.count_nonzero(mask & (label == 0)))
-        fn += int(np.count_nonzero(~mask & (label == 1)))
-    return _Counts(tp, fp, fn)
+        surface, rest = label == 1, label == 0
+        tp += int(np.count_nonzero(mask & surface))
+        fp += int(np.count_nonzero(mask & rest))
+        positives += int(np.count_nonzero(surface))
+        negatives += int(np.count_nonzero(rest))
+    return Counts(np.array([tp]), np.array([fp]), positives, negatives)
 
 
 def _levels(volumes: Sequence[Labelled]) -> list[float]:
