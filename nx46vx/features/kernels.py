@@ -5,20 +5,20 @@ Strides and offsets are in bytes. Rows are at least one vector long. See ``jit``
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from nx46vx.features.jit import Kernel, host
+from nx46vx.features.once import once
 from nx46vx.features.smoothing import GROUP
 from nx46vx.features.trace import F32, F64, I64, Code, Traced, Value
 
 _TOGETHER = 4  # vectors that are summed side by side: additions wait for each other otherwise
 
 
-@functools.cache
+@once
 def weighted_sum(double: bool) -> Kernel:
     """Slices of rows of out[i] = sum over k of weights[|k|] source[i + k step], added as in ``smoothing``.
 
@@ -108,22 +108,22 @@ def by_voxel(
     return Kernel(code.finish(), name, host())
 
 
-@functools.cache
+@once
 def product() -> Kernel:
     return by_voxel("product", lambda a, b: a * b, [F32, F32], [F32])
 
 
-@functools.cache
+@once
 def half_difference() -> Kernel:
     return by_voxel("half_difference", lambda ahead, behind: np.float32(0.5) * (ahead - behind), [F32, F32], [F32])
 
 
-@functools.cache
+@once
 def rounded() -> Kernel:
     return by_voxel("rounded", lambda wide: wide.astype(np.float32), [F64], [F32])
 
 
-@functools.cache
+@once
 def laplacian(factor: float) -> Kernel:
     """As in ``fields``: the centre, then what lies ahead and behind along z, y and x."""
 
@@ -133,7 +133,7 @@ def laplacian(factor: float) -> Kernel:
     return by_voxel("laplacian", at, [F64] * 7, [F32])
 
 
-@functools.cache
+@once
 def slope() -> Kernel:
     """Gradient magnitude from what lies ahead and behind along z, y and x."""
 
@@ -144,7 +144,7 @@ def slope() -> Kernel:
     return by_voxel("slope", at, [F32] * 6, [F32])
 
 
-@functools.cache
+@once
 def quadratic(features: int) -> Kernel:
     """See ``Backend.quadratic``. Addresses: here, before, after (each where the first voxel lies), out. Numbers: rows,
     length of a row, row to row, feature to feature (of planes and alike), row to row of out. Scalars: the constant,
