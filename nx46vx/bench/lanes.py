@@ -15,7 +15,7 @@ from nx46vx.model.fitplan import FitPlan
 from nx46vx.model.neuron import NeuronSpec, prepare_neuron
 from nx46vx.model.passes import Passes
 from nx46vx.model.samples import FitData
-from nx46vx.model.solver import TileSolver
+from nx46vx.model.solver import TileSolver, step_together
 from nx46vx.runtime.digest import digest_json
 from nx46vx.settings import GridSettings
 
@@ -89,7 +89,6 @@ def iterations_ns(passes: Passes, plan: FitPlan, candidates: list[Candidate], it
     started = time.perf_counter()
     for _ in range(iterations):
         gradients = passes.gradients({k: solver.point for k, solver in solvers.items()}, active)
-        for k, solver in solvers.items():
-            solver.step(*gradients[k], active[k])
+        step_together(solvers, gradients, active)
     seconds = time.perf_counter() - started
     return 1e9 * seconds / (passes.data.train_samples * len(candidates) * iterations)

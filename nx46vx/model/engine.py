@@ -20,7 +20,7 @@ from nx46vx.model.candidates import TILE, Candidate, Grid
 from nx46vx.model.metrics import validation_figures
 from nx46vx.model.neuron import NeuronSpec
 from nx46vx.model.passes import Passes
-from nx46vx.model.solver import Method, TileSolver, optimality_gap, penalty
+from nx46vx.model.solver import Method, TileSolver, optimality_gap, penalty, step_together
 from nx46vx.model.state import LaneState
 
 
@@ -227,8 +227,9 @@ class FitEngine:
     def _iterate(self, moving: list[_Lane], records: dict[Candidate, list[np.ndarray]]) -> None:
         tiles = sorted({lane.candidate.meta_neuron for lane in moving})
         active = _masks(moving)
-        gradients = self._passes.gradients({k: self._solvers[k].point for k in tiles}, active)
-        rows = {k: self._solvers[k].step(*gradients[k], active[k]) for k in tiles}
+        solvers = {k: self._solvers[k] for k in tiles}
+        gradients = self._passes.gradients({k: solver.point for k, solver in solvers.items()}, active)
+        rows = step_together(solvers, gradients, active)
         for lane in moving:
             records[lane.candidate].append(rows[lane.candidate.meta_neuron][lane.slot])
 

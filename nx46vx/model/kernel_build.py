@@ -1,8 +1,7 @@
 """The kernel's two functions, written for a number of features F and a processor.
 
 Samples come in blocks of at most BLOCK that share a bootstrap weight. A block's design D (3F + 1, n) is built in the
-first-level cache: x, its square and h, standardised, and ones. Then, GROUP lanes at a time, kernel_lanes adds what
-the block contributes.
+first-level cache (kernel_fill). Then, GROUP lanes at a time, kernel_lanes adds what the block contributes.
 """
 
 from __future__ import annotations
@@ -12,9 +11,24 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from nx46vx.model.candidates import TILE
-from nx46vx.model.kernel_ir import BYTES, DOUBLES, F32, F64, FLOATS, I8, I32, I64, INTS, LONGS, Machine, Value, Writer
+from nx46vx.model.kernel_fill import write_fetch, write_fill
+from nx46vx.model.kernel_ir import (
+    BYTES,
+    DOUBLES,
+    F32,
+    F64,
+    FLOATS,
+    I32,
+    I64,
+    INTS,
+    LONGS,
+    Machine,
+    Value,
+    Writer,
+    constant,
+)
 from nx46vx.model.kernel_lanes import Lanes
-from nx46vx.model.kernel_layout import BLOCK, CONSTANTS, GROUP, NEGATIVE, ROW, SLOTS, STEP
+from nx46vx.model.kernel_layout import GROUP, JOB, NEGATIVE, ROW, SLOTS, STEP
 
 
 def build(features: int, thresholds: int, machine: Machine) -> str:
@@ -35,21 +49,53 @@ class _Kernel:
         self.rows = self.columns if train else thresholds  # accumulators of a lane, next to its loss
 
     def build(self) -> None:
-        """``train|validate(features, stride, rows, constants, y, blocks, n_blocks, pieces, weights, cuts, lanes,
-        scratch, out, counts)``: loss and gradient, or loss and counts, of one chunk for the first ``lanes`` lanes."""
-        fill = self._fill()
+        """``train|validate(features, stride, y, number, jobs, n_jobs, cuts, scratch)``: some jobs' sums over chunk
+        ``number``. A job is a row of JOB integers, see ``kernel_layout``."""
+        inner = self._tile()
+        w = Writer(
+            self.module, self.name, [FLOATS, I64, BYTES, I64, LONGS, I64, FLOATS, FLOATS], self.machine, internal=False
+        )
+        b = w.b
+        features, stride, y, number, jobs, n_jobs, cuts, scratch = w.function.args
+
+        def job(index: Value) -> None:
+            words = [b.load(w.at(jobs, b.mul(index, I64(len(JOB))), item)) for item in range(len(JOB))]
+            of = dict(zip(JOB, words, strict=True))
+            bounds = b.inttoptr(of["bounds"], LONGS)
+            first, last = (b.load(w.at(bounds, number, item)) for item in (0, 1))
+            with b.if_then(b.icmp_signed("<", first, last)):
+                out = w.at(b.inttoptr(of["out"], DOUBLES), b.mul(number, of["out_step"]))
+                counts = w.at(b.inttoptr(of["counts"], INTS), b.mul(number, of["counts_step"]))
+                blocks = w.at(b.inttoptr(of["blocks"], INTS), b.mul(first, I64(4)))
+                rows, constants, pieces, weights = (
+                    b.inttoptr(of[name], kind)
+                    for name, kind in (("rows", LONGS), ("constants", FLOATS), ("pieces", INTS), ("weights", FLOATS))
+                )
+                b.call(inner, [
+                    features, stride, rows, constants, y, blocks, b.sub(last, first), pieces, weights, cuts,
+                    of["lanes"], scratch, out, counts,
+                ])  # fmt: skip
+
+        w.loop(0, n_jobs, 1, job)
+        w.finish()
+
+    def _tile(self) -> Any:
+        """``tile(features, stride, rows, constants, y, blocks, n_blocks, pieces, weights, cuts, lanes, scratch, out,
+        counts)``: loss and gradient, or loss and counts, of one chunk for the first ``lanes`` lanes."""
+        fill = write_fill(self.module, f"{self.name}_fill", self.f, self.machine, self.train)
+        fetch = write_fetch(self.module, f"{self.name}_fetch", self.f, self.machine)
         lanes_of = Lanes(self.module, self.f, self.thresholds, self.machine, self.train)
         groups = {size: lanes_of.write(size) for size in (GROUP, 1)}
         w = Writer(
-            self.module, self.name,
+            self.module, f"{self.name}_tile",
             [FLOATS, I64, LONGS, FLOATS, BYTES, INTS, I64, INTS, FLOATS, FLOATS, I64, FLOATS, DOUBLES, INTS],
-            self.machine, internal=False,
+            self.machine, internal=True,
         )  # fmt: skip
         b = w.b
         (features, stride, rows, constants, y, blocks, n_blocks, pieces,
          weights, cuts, lanes, scratch, out, counts) = w.function.args  # fmt: skip
         errors = w.at(scratch, (self.columns + 1) * ROW)
-        loss = w.at(errors, GROUP * BLOCK)
+        loss = w.at(errors, GROUP * ROW)
         sums = w.at(loss, TILE * SLOTS)
         per_lane = self.rows * SLOTS
         zero = w.real(0.0)
@@ -70,6 +116,19 @@ class _Kernel:
                 return [b.add(position, length)]
 
             w.loop(first, last, 1, piece, [I64(0)])
+            following = b.add(index, I64(1))
+            with b.if_then(b.icmp_signed("<", following, n_blocks)):
+                begin, end = (
+                    b.sext(b.load(w.at(blocks, b.mul(following, I64(4)), item)), I64) for item in range(2)
+                )  # fmt: skip
+
+                def ahead(number: Value) -> None:
+                    start, length = (
+                        b.sext(b.load(w.at(pieces, b.mul(number, I64(2)), item)), I64) for item in range(2)
+                    )
+                    b.call(fetch, [features, stride, rows, start, length])
+
+                w.loop(begin, end, 1, ahead)
             padded = b.and_(b.add(count, I64(STEP - 1)), I64(-STEP))
 
             def clear(row: Value) -> None:
@@ -77,7 +136,7 @@ class _Kernel:
                 w.loop(count, padded, w.width, lambda at: w.store(zero, w.at(start, at)))
 
             with b.if_then(b.icmp_signed("<", count, padded)):
-                w.loop(0, self.columns + (not self.train), 1, clear)
+                w.loop(0, self.columns + 1, 1, clear)
             omega = b.sitofp(weight, F32)
 
             def advance(size: int) -> Any:
@@ -95,79 +154,28 @@ class _Kernel:
 
         w.loop(0, n_blocks, 1, block)
         self._reduce(w, lanes, loss, sums, out, counts)
-        w.finish()
-
-    def _fill(self) -> Any:
-        """``fill(features, stride, rows, constants, y, start, count, design)``: some samples' columns."""
-        w = Writer(
-            self.module, f"{self.name}_fill", [FLOATS, I64, LONGS, FLOATS, BYTES, I64, I64, FLOATS],
-            self.machine, internal=True,
-        )  # fmt: skip
-        b, f = w.b, self.f
-        features, stride, rows, constants, y, start, count, design = w.function.args
-        whole = b.and_(count, I64(-w.width))
-
-        def both(body: Any) -> None:
-            """The body over all samples: by vectors, then one by one."""
-            w.loop_if_any(0, whole, w.width, body)
-            w.width = 1
-            w.loop_if_any(whole, count, 1, body)
-            w.width = self.machine.width
-
-        def last_rows(at: Value) -> None:
-            positive = b.zext(w.load(w.at(y, start, at), I8), w.of(I32))
-            if self.train:
-                sign = b.sub(w.whole(1), b.shl(positive, w.whole(1)))
-                w.store(b.sitofp(sign, w.of(F32)), w.at(design, at, 3 * f * ROW))
-            else:
-                w.store(w.real(1.0), w.at(design, at, 3 * f * ROW))
-                # NEGATIVE - positive (NEGATIVE - 1)
-                less = b.mul(positive, w.whole(NEGATIVE - 1))
-                mark = b.sub(w.whole(NEGATIVE), less)
-                w.store(b.bitcast(mark, w.of(F32)), w.at(design, at, (3 * f + 1) * ROW))
-
-        both(last_rows)
-
-        def feature(index: Value) -> None:
-            source, spatial = (
-                w.at(features, b.mul(b.load(w.at(rows, index, offset)), stride), start) for offset in (0, f)
-            )
-            numbers = [b.load(w.at(constants, b.mul(index, I64(CONSTANTS)), item)) for item in range(CONSTANTS)]
-            target = w.at(design, b.mul(index, I64(ROW)))
-
-            def columns(at: Value) -> None:
-                shift, inverse, square, square_shift, h_shift, h_inverse = (w.spread(number) for number in numbers)
-                x = b.fmul(b.fsub(w.load(w.at(source, at)), shift), inverse)
-                q = w.fma(b.fmul(x, x), square, square_shift)
-                h = b.fmul(b.fsub(w.load(w.at(spatial, at)), h_shift), h_inverse)
-                sign = w.load(w.at(design, at, 3 * f * ROW)) if self.train else None
-                for third, value in enumerate((x, q, h)):
-                    w.store(b.fmul(value, sign) if self.train else value, w.at(target, at, third * f * ROW))
-
-            both(columns)
-
-        w.loop(0, f, 1, feature)
         return w.finish()
 
     def _reduce(self, w: Writer, lanes: Value, loss: Value, sums: Value, out: Value, counts: Value) -> None:
         """Sums over the slots: ``out`` float64 [loss, gradient...][lane], ``counts`` int32 [threshold][class][lane]."""
         b = w.b
+        sixteen, low = constant(I32, 16, SLOTS), constant(I32, NEGATIVE - 1, SLOTS)
+
+        def float64_sum(pointer: Value) -> Value:
+            return w.sum_slots(b.fpext(w.load_slots(pointer), ir.VectorType(F64, SLOTS)))
 
         def lane(index: Value) -> None:
-            own = w.at(loss, b.mul(index, I64(SLOTS)))
-            b.store(w.sum_slots(own, F32, F64, lambda x: b.fpext(x, F64)), w.at(out, index))
+            b.store(float64_sum(w.at(loss, b.mul(index, I64(SLOTS)))), w.at(out, index))
 
             def row(j: Value) -> None:
                 own = w.at(sums, b.mul(b.add(b.mul(index, I64(self.rows)), j), I64(SLOTS)))
                 if self.train:
-                    total = w.sum_slots(own, F32, F64, lambda x: b.fpext(x, F64))
-                    b.store(total, w.at(out, b.mul(b.add(j, I64(1)), I64(TILE)), index))
+                    b.store(float64_sum(own), w.at(out, b.mul(b.add(j, I64(1)), I64(TILE)), index))
                     return
-                whole = b.bitcast(own, INTS)
-                for half in (0, 1):
-                    take = (lambda x: b.lshr(x, I32(16))) if half else (lambda x: b.and_(x, I32(NEGATIVE - 1)))
+                marks = w.load_slots(own, I32)
+                for half, part in enumerate((b.and_(marks, low), b.lshr(marks, sixteen))):
                     place = b.mul(b.add(b.mul(j, I64(2)), I64(half)), I64(TILE))
-                    b.store(w.sum_slots(whole, I32, I32, take), w.at(counts, place, index))
+                    b.store(w.sum_slots(part), w.at(counts, place, index))
 
             w.loop(0, self.rows, 1, row)
 

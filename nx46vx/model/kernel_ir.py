@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,19 +32,25 @@ ROUND = 12582912.0
 #: Bits of sqrt(1/2): the mantissa of a logarithm's argument is brought to [sqrt(1/2), sqrt(2)).
 ROOT_HALF = 0x3F3504F3
 
+#: Width of vectors for which the machine has instructions for exponents; the smaller magnitude, with a minus sign; and
+#: the rounding that is in force: what Intel's manual calls them.
+_EXPONENTS, _MINUS_SMALLER, _AS_USUAL = 16, 0b1110, 4
+
 Value = Any
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor as the kernel sees it: floats and how many of them a vector register holds, registers, and whether
-    it multiplies and adds in one rounding."""
+    """A processor as the kernel sees it: floats and how many of them a vector register holds, registers, whether it
+    multiplies and adds in one rounding, and whether it has instructions for exponents (AVX-512 DQ). The last one
+    changes no bits."""
 
     cpu: str
     features: str
     width: int
     registers: int
     fused: bool
+    exponents: bool = False
 
 
 def single(value: float) -> float:
@@ -122,13 +128,17 @@ class Writer:
 
     def loop(
         self, start: Value | int, stop: Value | int, step: int, body: Callable[..., Sequence[Value] | None],
-        carried: Sequence[Value] = (),
+        carried: Sequence[Value] = (), *, perhaps: bool = False,
     ) -> Sequence[Value]:  # fmt: skip
-        """``for i in range(start, stop, step): carried = body(i, *carried)``; it runs at least once."""
+        """``for i in range(start, stop, step): carried = body(i, *carried)``; it runs at least once, unless
+        ``perhaps``."""
         b = self.b
         first, end = (I64(bound) if isinstance(bound, int) else bound for bound in (start, stop))
-        before, block = b.block, b.append_basic_block()
-        b.branch(block)
+        before, block, over = b.block, b.append_basic_block(), b.append_basic_block()
+        if perhaps:
+            b.cbranch(b.icmp_signed("<", first, end), block, over)
+        else:
+            b.branch(block)
         b.position_at_end(block)
         index = b.phi(I64)
         index.add_incoming(first, before)
@@ -140,16 +150,22 @@ class Writer:
         index.add_incoming(following, b.block)
         for phi, value in zip(kept, result, strict=True):
             phi.add_incoming(value, b.block)
-        after = b.append_basic_block()
-        b.cbranch(b.icmp_signed("<", following, end), block, after)
-        b.position_at_end(after)
-        return result
+        last = b.block
+        b.cbranch(b.icmp_signed("<", following, end), block, over)
+        b.position_at_end(over)
+        if not perhaps:
+            return result
+        found = []
+        for value, initial in zip(result, carried, strict=True):
+            phi = b.phi(value.type)
+            phi.add_incoming(initial, before)
+            phi.add_incoming(value, last)
+            found.append(phi)
+        return found
 
     def loop_if_any(self, start: Value | int, stop: Value, step: int, body: Callable[[Value], None]) -> None:
         """The same loop without carried values; it may run not at all."""
-        first = I64(start) if isinstance(start, int) else start
-        with self.b.if_then(self.b.icmp_signed("<", first, stop)):
-            self.loop(first, stop, step, body)
+        self.loop(start, stop, step, body, perhaps=True)
 
     # arithmetic
 
@@ -157,10 +173,8 @@ class Writer:
         """x y + z, in one rounding where the processor can."""
         if not self.machine.fused:
             return self.b.fadd(self.b.fmul(x, y), z)
-        kind = x.type
-        name = "llvm.fma." + (f"v{self.width}f32" if isinstance(kind, ir.VectorType) else "f32")
-        found = self.module.globals.get(name) or ir.Function(self.module, ir.FunctionType(kind, [kind] * 3), name)
-        return self.b.call(found, [x, y, z])
+        name = "llvm.fma." + (f"v{self.width}f32" if isinstance(x.type, ir.VectorType) else "f32")
+        return self._call(name, x.type, [x, y, z])
 
     def polynomial(self, x: Value, coefficients: Sequence[float]) -> Value:
         total = self.real(coefficients[-1])
@@ -173,18 +187,56 @@ class Writer:
         zero = self.real(0.0)
         return self.b.select(self.b.fcmp_ordered(">", zero, x), zero, x)
 
-    def exp2_minus_abs(self, x: Value) -> Value:
-        """2^-|x|, relative error 2e-7; below 2^-125 it stays there."""
+    def both_bits(self, x: Value, mask: Value) -> Value:
+        """The bits that are set in both."""
+        return self.b.bitcast(self.b.and_(*(self.b.bitcast(value, self.of(I32)) for value in (x, mask))), x.type)
+
+    def exp2_minus_abs(self, xs: Sequence[Value]) -> Generator[None, None, list[Value]]:
+        """2^-|x| of some vectors, relative error 2e-7; below 2^-125 it stays there. Stops after every step."""
         b = self.b
-        bits = b.or_(b.bitcast(x, self.of(I32)), self.whole(-(2**31)))
-        floor = self.real(-125.0)
-        low = b.bitcast(bits, x.type)
-        low = b.select(b.fcmp_ordered(">", floor, low), floor, low)
-        shifted = b.fadd(low, self.real(ROUND))
-        rest = b.fsub(low, b.fsub(shifted, self.real(ROUND)))
-        power = self.fma(self.polynomial(rest, EXP2), rest, self.real(1.0))
-        exponent = b.shl(b.bitcast(shifted, self.of(I32)), self.whole(23))
-        return b.bitcast(b.add(b.bitcast(power, self.of(I32)), exponent), x.type)
+        if self.machine.exponents and self.width == _EXPONENTS:
+            lows = [self._x86("range", x, self.real(125.0), I32(_MINUS_SMALLER)) for x in xs]
+            yield
+            wholes = [self._rint(low) for low in lows]
+        else:
+            floor, minus = self.real(-125.0), self.whole(-(2**31))
+            lows = [b.bitcast(b.or_(b.bitcast(x, self.of(I32)), minus), x.type) for x in xs]
+            yield
+            lows = [b.select(b.fcmp_ordered(">", floor, low), floor, low) for low in lows]
+            yield
+            shifted = [b.fadd(low, self.real(ROUND)) for low in lows]
+            yield
+            wholes = [b.fsub(number, self.real(ROUND)) for number in shifted]
+        yield
+        rests = [b.fsub(low, whole) for low, whole in zip(lows, wholes, strict=True)]
+        yield
+        powers = [self.real(EXP2[-1]) for _ in xs]
+        for coefficient in (*EXP2[-2::-1], 1.0):
+            powers = [self.fma(power, rest, self.real(coefficient)) for power, rest in zip(powers, rests, strict=True)]
+            yield
+        if self.machine.exponents and self.width == _EXPONENTS:
+            return [self._x86("scalef", power, whole) for power, whole in zip(powers, wholes, strict=True)]
+        exponents = [b.shl(b.bitcast(number, self.of(I32)), self.whole(23)) for number in shifted]
+        yield
+        return [
+            b.bitcast(b.add(b.bitcast(power, self.of(I32)), exponent), power.type)
+            for power, exponent in zip(powers, exponents, strict=True)
+        ]
+
+    def _call(self, name: str, result: Any, arguments: Sequence[Value]) -> Value:
+        """A call of one of LLVM's own functions."""
+        kinds = [argument.type for argument in arguments]
+        found = self.module.globals.get(name) or ir.Function(self.module, ir.FunctionType(result, kinds), name)
+        return self.b.call(found, arguments)
+
+    def _rint(self, x: Value) -> Value:
+        return self._call(f"llvm.rint.v{self.width}f32", x.type, [x])
+
+    def _x86(self, name: str, *arguments: Value) -> Value:
+        """An AVX-512 instruction on whole vectors, rounded as usual."""
+        kind = arguments[0].type
+        more = [ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(_EXPONENTS), -1), I32(_AS_USUAL)]
+        return self._call(f"llvm.x86.avx512.mask.{name}.ps.512", kind, [*arguments, *more])
 
     def log2(self, x: Value) -> Value:
         """log2 of normal numbers >= 1, absolute error 1e-7; exact for powers of two."""
@@ -197,12 +249,17 @@ class Writer:
         series = self.polynomial(b.fmul(s, s), LOG2)
         return self.fma(s, series, b.sitofp(exponent, x.type))
 
-    def sum_slots(self, pointer: Value, scalar: Any, wide: Any, convert: Callable[[Value], Value]) -> Value:
-        """The sum over SLOTS numbers in memory, converted to ``wide`` one by one, as a balanced tree."""
-        b = self.b
-        parts = [convert(b.load(self.at(pointer, slot), align=4)) for slot in range(SLOTS)]
-        add = b.fadd if wide is F64 else b.add
-        while len(parts) > 1:
-            half = len(parts) // 2
-            parts = [add(parts[i], parts[i + half]) for i in range(half)]
-        return parts[0]
+    def load_slots(self, pointer: Value, scalar: Any = F32) -> Value:
+        """SLOTS numbers from memory, whatever the width of a register."""
+        return self.b.load(self.b.bitcast(pointer, ir.VectorType(scalar, SLOTS).as_pointer()), align=4)
+
+    def sum_slots(self, value: Value) -> Value:
+        """The sum over SLOTS float64 or integers, as a balanced tree."""
+        b, size = self.b, SLOTS
+        add = b.fadd if value.type.element == F64 else b.add
+        while size > 1:
+            size //= 2
+            nothing, order = ir.Constant(value.type, ir.Undefined), ir.VectorType(I32, size)
+            halves = (ir.Constant(order, list(range(start, start + size))) for start in (0, size))
+            value = add(*(b.shuffle_vector(value, nothing, half) for half in halves))
+        return b.extract_element(value, I32(0))

@@ -7,7 +7,7 @@ sums are float64 and are added in chunk order. Threads take different chunks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ import numpy as np
 from nx46vx.features.chunked import ChunkedArray
 from nx46vx.model.candidates import TILE
 from nx46vx.model.kernel_cpu import Kernel, compiled
-from nx46vx.model.kernel_layout import CHUNK_MAX
+from nx46vx.model.kernel_layout import CHUNK_MAX, JOB, PADDING_ERROR
 from nx46vx.model.kernel_plan import BlockPlan, Runs, find_runs, plain_plan, plan_blocks
 from nx46vx.model.metrics import THRESHOLDS, Counts
 from nx46vx.model.neuron import NeuronSpec, logit
@@ -131,6 +131,7 @@ class KernelPasses:
             added = np.add.reduce(job.out, axis=0)[:, : job.lanes.size]
             loss, gradient = np.zeros(TILE), np.zeros((tile.spec.columns, TILE))
             loss[job.lanes] = (added[0] - tile.plan.padding.sum()) * math.log(2.0) / tile.plan.weight
+            added[-1] -= PADDING_ERROR * tile.plan.padding.sum()
             gradient[:, job.lanes] = added[1:] / tile.plan.weight
             result[tile.spec.meta_neuron] = loss, gradient
         return result
@@ -175,22 +176,31 @@ class KernelPasses:
         )  # fmt: skip
 
     def _run(self, chunks: list[Chunk], cases: list[_Case | _ChunkedCase], jobs: list[_Job], name: str) -> None:
-        """Call the kernel for every chunk and job; each thread takes the next chunk that nobody has."""
-        ticket, residency = count(), self._residency if name == "train" and self._residency.bounded else None
+        """Call the kernel for every chunk and job; each thread takes the next part of it that nobody has."""
+        residency = self._residency if name == "train" and self._residency.bounded else None
         if residency is not None:
             residency.start()
-        calls = [job.call(name) for job in jobs if job.lanes.size]
+        calls = _calls([job for job in jobs if job.lanes.size], name)
+        parts = [(number, calls) for number in range(len(chunks))]
+        if self.threads > 1 and residency is None:
+            # the last chunks go tile by tile, so that no thread waits long for another one
+            parts[-self.threads :] = [
+                (number, [call.only(place)])
+                for number, _ in parts[-self.threads :] for call in calls for place in range(len(call.table))
+            ]  # fmt: skip
+        ticket = count()
 
         def work(_: int) -> None:
-            memory = {job.tile.spec.columns: job.tile.kernel.scratch(len(job.tile.spec.view)) for job in jobs}
-            for number in iter(ticket.__next__, None):
-                if number >= len(chunks):
+            scratch = {call.kernel.features: call.kernel.scratch() for call in calls}
+            for place in iter(ticket.__next__, None):
+                if place >= len(parts):
                     return
+                number, mine = parts[place]
                 if residency is not None:
                     residency.begin(number)
                 case = cases[chunks[number].case].holding(chunks[number])
-                for call, columns in calls:
-                    call(number, case, memory[columns].ctypes.data)
+                for call in mine:
+                    call(number, case, scratch[call.kernel.features])
                 if residency is not None:
                     residency.over(number)
 
@@ -211,23 +221,45 @@ class _Job:
     out: np.ndarray
     counts: np.ndarray
 
-    def call(self, name: str) -> tuple[Callable[[int, _Case | _Part, int], None], int]:
-        """A function of (chunk's number, case, working memory), and the columns of the memory it needs."""
-        function: Any = getattr(self.tile.kernel, name)
-        rows, constants, weights, cuts, out, counts, blocks, pieces = (
-            array.ctypes.data
-            for array in (self.tile.rows, self.tile.constants, self.weights, _CUTS, self.out, self.counts,
-                          self.plan.blocks, self.plan.pieces)
+    def words(self) -> list[int]:
+        """The job as the kernel wants it."""
+        arrays = {
+            "rows": self.tile.rows, "constants": self.tile.constants, "bounds": self.plan.bounds,
+            "blocks": self.plan.blocks, "pieces": self.plan.pieces, "weights": self.weights, "out": self.out,
+            "counts": self.counts,
+        }  # fmt: skip
+        of = {name: array.ctypes.data for name, array in arrays.items()}
+        of["lanes"] = int(self.lanes.size)
+        for name in ("out", "counts"):
+            of[f"{name}_step"] = arrays[name].strides[0] // arrays[name].itemsize
+        return [of[name] for name in JOB]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Jobs that one kernel does in one call: ``table`` int64 (jobs, len(JOB))."""
+
+    kernel: Kernel
+    function: Any
+    table: np.ndarray
+
+    def only(self, place: int) -> _Call:
+        """One of its jobs."""
+        return _Call(self.kernel, self.function, self.table[place : place + 1])
+
+    def __call__(self, number: int, case: _Case | _Part, scratch: np.ndarray) -> None:
+        self.function(
+            case.at, case.stride, case.y_at, number, self.table.ctypes.data, len(self.table), _CUTS.ctypes.data,
+            scratch.ctypes.data,
         )  # fmt: skip
-        bounds, lanes = self.plan.bounds.tolist(), int(self.lanes.size)
-        out_step, counts_step = (array.strides[0] for array in (self.out, self.counts))
 
-        def run(number: int, case: _Case | _Part, memory: int) -> None:
-            first, last = bounds[number], bounds[number + 1]
-            if last > first:
-                function(
-                    case.at, case.stride, rows, constants, case.y_at, blocks + 16 * first, last - first, pieces,
-                    weights, cuts, lanes, memory, out + out_step * number, counts + counts_step * number,
-                )  # fmt: skip
 
-        return run, self.tile.spec.columns
+def _calls(jobs: list[_Job], name: str) -> list[_Call]:
+    """The jobs, those of one width together."""
+    widths = sorted({job.tile.spec.columns for job in jobs})
+    together = [[job for job in jobs if job.tile.spec.columns == columns] for columns in widths]
+    return [
+        _Call(some[0].tile.kernel, getattr(some[0].tile.kernel, name),
+              np.array([job.words() for job in some], np.int64))
+        for some in together
+    ]  # fmt: skip

@@ -84,7 +84,7 @@ def plan_blocks(runs: Runs, multiplicity: np.ndarray, chunks: int) -> BlockPlan:
     return BlockPlan(
         blocks.astype(np.int32),
         pieces.astype(np.int32),
-        np.searchsorted(at, np.arange(chunks + 1)),
+        np.searchsorted(at, np.arange(chunks + 1)).astype(np.int64),
         np.bincount(at, weights * (-counts % STEP), minlength=chunks).astype(np.float64),
         int((length * omega).sum()),
     )

@@ -7,12 +7,13 @@ Comput. Math. 15 (2015). The objective of one lane is
     CE(theta) + l1 * |theta_pen|_1 + (l2 / 2) * |theta_pen|_2^2
 
 where ``theta_pen`` leaves out the last entry, the intercept. All arrays are float64 of shape (columns, TILE) or
-(TILE,), always a whole tile, and every operation acts on each lane by itself, so that a lane's bits do not depend on
+(TILE,), always whole tiles, and every operation acts on each lane by itself, so that a lane's bits do not depend on
 its neighbours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +26,10 @@ Method = Literal["fista", "ista"]
 
 #: Columns of a lane's iteration record.
 ITERATION_FIELDS = ("iter", "loss_at_gradient_point", "grad_norm", "step_norm", "active_weights", "restart")
+
+
+#: What changes in a solver, the lanes last.
+_STATE = ("theta", "point", "momentum", "iteration", "restarts")
 
 
 def soft_threshold(values: np.ndarray, threshold: np.ndarray) -> np.ndarray:
@@ -57,7 +62,7 @@ class TileSolver:
     columns: int
     l1: np.ndarray
     l2: np.ndarray
-    curvature: float
+    curvature: float | np.ndarray
     method: Method = "fista"
     theta: np.ndarray = field(init=False)
     point: np.ndarray = field(init=False)
@@ -106,7 +111,7 @@ class TileSolver:
             following = np.where(restart, new, new + ((self.momentum - 1.0) / grown) * change)
             momentum = np.where(restart, 1.0, grown)
         else:
-            restart = np.zeros(TILE, bool)
+            restart = np.zeros(self.l1.size, bool)
             following, momentum = new, self.momentum
         self.theta = np.where(active, new, old)
         self.point = np.where(active, following, point)
@@ -124,6 +129,32 @@ class TileSolver:
             ],
             axis=1,
         )
+
+
+def step_together(
+    solvers: Mapping[int, TileSolver], sums: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    active: Mapping[int, np.ndarray],
+) -> dict[int, np.ndarray]:  # fmt: skip
+    """``TileSolver.step`` of some meta-neurons' tiles, all of one method: those of one width in one go."""
+    rows: dict[int, np.ndarray] = {}
+    for columns in {solver.columns for solver in solvers.values()}:
+        keys = [k for k, solver in solvers.items() if solver.columns == columns]
+        tiles = [solvers[k] for k in keys]
+        l1, l2, curvature = (
+            np.concatenate([np.broadcast_to(value, TILE) for value in values])
+            for values in zip(*((tile.l1, tile.l2, tile.curvature) for tile in tiles), strict=True)
+        )
+        joint = TileSolver(columns, l1, l2, curvature, tiles[0].method)
+        for name in _STATE:
+            setattr(joint, name, np.concatenate([getattr(tile, name) for tile in tiles], axis=-1))
+        loss, gradient = (np.concatenate([sums[k][part] for k in keys], axis=-1) for part in (0, 1))
+        records = joint.step(loss, gradient, np.concatenate([active[k] for k in keys]))
+        for place, (k, tile) in enumerate(zip(keys, tiles, strict=True)):
+            lanes = slice(place * TILE, (place + 1) * TILE)
+            for name in _STATE:
+                setattr(tile, name, getattr(joint, name)[..., lanes])
+            rows[k] = records[lanes]
+    return rows
 
 
 def _column_sum(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nx46vx.model.candidates import TILE
-from nx46vx.model.solver import ITERATION_FIELDS, TileSolver, optimality_gap, penalty, soft_threshold
+from nx46vx.model.solver import ITERATION_FIELDS, TileSolver, optimality_gap, penalty, soft_threshold, step_together
 from nx46vx.model.state import LaneState
 
 COLUMNS = 7
@@ -249,6 +249,24 @@ def test_a_lane_does_not_notice_its_neighbours() -> None:
         odd[4] = problem(alone.point)[0][4]
         alone.step(odd, strange, np.arange(TILE) % 2 == 0)
     assert alone.get(4).digest == together.get(4).digest
+
+
+def test_tiles_that_step_together_have_the_bits_of_each_by_itself() -> None:
+    (l1, l2), problems = lanes(), {0: Quadratic(1e2), 4: Quadratic(1e3)}
+    alone, together = (
+        {k: TileSolver(COLUMNS, l1, l2, problem.curvature) for k, problem in problems.items()} for _ in range(2)
+    )
+    active = {0: np.arange(TILE) % 3 > 0, 4: ALL}
+    for _ in range(30):
+        rows = step_together(together, {k: problems[k](together[k].point) for k in problems}, active)
+        for k, problem in problems.items():
+            alone_rows = alone[k].step(*problem(alone[k].point), active[k])
+            assert alone_rows[active[k]].tobytes() == rows[k][active[k]].tobytes()
+    for k in problems:
+        assert [alone[k].get(lane).digest for lane in range(TILE)] == [
+            together[k].get(lane).digest for lane in range(TILE)
+        ]
+    assert together[0].iteration.tolist() == (30 * active[0]).tolist()
 
 
 def test_a_state_taken_out_is_a_copy() -> None:
