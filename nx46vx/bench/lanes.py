@@ -69,8 +69,10 @@ def plan_of(data: FitData, specs: list[NeuronSpec], run_id: str) -> FitPlan:
 
 
 def spread_out(candidates: list[Candidate], count: int) -> list[Candidate]:
-    """So many candidates, evenly from all over the grid."""
-    return [candidates[index * len(candidates) // count] for index in range(min(count, len(candidates)))]
+    """So many candidates from all over the grid, drawn at random, always the same ones: equal distances would meet
+    the same l2 each time."""
+    chosen = np.random.default_rng(46).permutation(len(candidates))[:count]
+    return [candidates[index] for index in sorted(chosen)]
 
 
 def iterations_ns(passes: Passes, plan: FitPlan, candidates: list[Candidate], iterations: int) -> float:

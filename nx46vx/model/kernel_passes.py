@@ -182,7 +182,7 @@ class KernelPasses:
             residency.start()
         calls = _calls([job for job in jobs if job.lanes.size], name)
         parts = [(number, calls) for number in range(len(chunks))]
-        if self.threads > 1 and residency is None:
+        if self.threads > 1 and residency is None and not any(isinstance(case, _ChunkedCase) for case in cases):
             # the last chunks go tile by tile, so that no thread waits long for another one
             parts[-self.threads :] = [
                 (number, [call.only(place)])
