@@ -7,6 +7,9 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+#: Goes up whenever this code's own sums give other bits than before: the fit's kernel, its order of samples, its steps.
+ARITHMETIC = 2
+
 #: Thread counts of the BLAS and OpenMP libraries; the engine brings its own threads.
 PINNED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -18,8 +21,9 @@ def pin_threads() -> None:
 
 
 def numeric_environment(device: str) -> dict[str, Any]:
-    """Versions, processor and device that decide bits; equal environments give equal bits."""
+    """Versions (this code's own arithmetic too), processor and device that decide bits; equal environments give equal bits."""
     return {
+        "arithmetic": ARITHMETIC,
         "python": platform.python_version(),
         "numpy": _version("numpy"),
         "scipy": _version("scipy"),

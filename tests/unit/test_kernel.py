@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_samples import Problem, make_data, make_specs
+from model_samples import Problem, make_data, make_specs, names
 
 from nx46vx.model import kernel_cpu, kernel_ir, kernel_passes
 from nx46vx.model.candidates import TILE
@@ -21,6 +21,8 @@ from nx46vx.model.metrics import count_at_thresholds, cross_entropy
 from nx46vx.model.neuron import NeuronSpec, bootstrap, neuron_logits
 from nx46vx.model.passes import Passes
 from nx46vx.model.samples import FitData, cut
+from nx46vx.runtime.digest import digest_array
+from nx46vx.runtime.numeric import ARITHMETIC
 
 Open = Callable[..., Passes]
 
@@ -226,6 +228,21 @@ def test_narrower_registers_give_the_same_bits(
     monkeypatch.setattr(kernel_passes, "compiled", lambda f: kernel_cpu.compiled(f, other))
     narrow = figures(opened(data, specs), thetas)
     assert all(same_bits(native[k], narrow[k]) for k in thetas)
+
+
+@pytest.mark.skipif(not FUSED, reason="needs a processor with AVX2 and FMA")
+def test_the_bits_are_those_of_the_arithmetic_that_plans_name(specs: list[NeuronSpec]) -> None:
+    """Other bits need another number: a run that is continued must say that it was begun with other sums."""
+    rng, size = np.random.default_rng(46), 3 * BLOCK + 37
+    case = make_data((size,), 6).train[0]
+    case.features[:] = rng.integers(-16, 16, case.features.shape) / 8
+    case.y[:] = rng.integers(0, 2, size)
+    plain = replace(specs[0], view=names(6), shift=(0.25,) * 18, scale=(1.5,) * 18)
+    passes = kernel_passes.KernelPasses(FitData(names(6), [case], [case]))
+    passes.add(plain, np.arange(passes.data.train_groups[1]) % 3)
+    loss, gradient = passes.gradients({0: np.add.outer(np.arange(-9, 10), np.arange(TILE)) / 64})[0]
+    passes.close()
+    assert (ARITHMETIC, digest_array(np.vstack([loss, gradient]))[:16]) == (2, "0a24335c84ccd20d")
 
 
 @pytest.mark.skipif(not FUSED, reason="needs an x86 processor")
