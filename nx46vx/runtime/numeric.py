@@ -21,7 +21,7 @@ def pin_threads() -> None:
 
 
 def numeric_environment(device: str) -> dict[str, Any]:
-    """Versions (this code's own arithmetic too), processor and device that decide bits; equal environments give equal bits."""
+    """Versions, this code's own arithmetic, processor and device: equal environments give equal bits."""
     return {
         "arithmetic": ARITHMETIC,
         "python": platform.python_version(),
