@@ -1,0 +1,206 @@
+"""Features on a GPU: the processor's bits or none, blocks that memory holds, and the processor where it fails."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nx46vx.data.synthetic import make_case
+from nx46vx.features.blocks import sample_features
+from nx46vx.features.gpu import Gpu
+from nx46vx.features.gpu_check import open_gpu
+from nx46vx.features.gpu_sampling import SHARE, SMALLEST, GpuSampling, block_edges, needed_bytes
+from nx46vx.features.pool import feature_names
+from nx46vx.features.reference import VolumeReference, measure_reference
+from tests.fake_cupy import FakeCupy
+
+NAMES = feature_names()
+
+
+@pytest.fixture(scope="module")
+def volume() -> np.ndarray:
+    return make_case((112, 40, 42), scroll=2, seed=3)[0]
+
+
+@pytest.fixture(scope="module")
+def reference(volume: np.ndarray) -> VolumeReference:
+    return measure_reference(volume)
+
+
+@pytest.fixture(scope="module")
+def index(volume: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(1).choice(volume.size, 300, replace=False)
+
+
+@pytest.fixture(scope="module")
+def expected(volume: np.ndarray, reference: VolumeReference, index: np.ndarray) -> np.ndarray:
+    return sample_features(volume, reference, NAMES, index, block=64)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, cupy: Any) -> Any:
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    return cupy
+
+
+def test_a_gpu_with_the_processors_bits_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = install(monkeypatch, FakeCupy())
+    gpu, said = open_gpu(0)
+    assert gpu is not None and "bit for bit" in said
+    assert cupy.puts and cupy.released and gpu.seconds == 0.0
+
+
+def test_without_cupy_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, None)
+    gpu, reason = open_gpu(0)
+    assert gpu is None and "CuPy cannot be used" in reason
+
+
+def test_a_driver_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(FakeCupy):
+        def entered(self, index: int) -> None:
+            raise RuntimeError(f"cudaErrorInvalidDevice: {index}\nmore")
+
+    install(monkeypatch, Refusing())
+    assert open_gpu(3) == (None, "CuPy cannot use GPU 3: RuntimeError: cudaErrorInvalidDevice: 3")
+
+
+def test_a_gpu_that_runs_no_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FakeCupy(room=10))
+    gpu, reason = open_gpu(0)
+    assert gpu is None and reason.startswith("GPU 0 cannot compute features: OutOfMemoryError: Out of memory")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [(lambda found: np.nextafter(found, np.float32(np.inf)), "rounding"), (lambda found: found * 1.01, "wrong values")],
+)
+def test_other_bits_are_not_used_and_it_is_said_how_far_off_they_are(
+    monkeypatch: pytest.MonkeyPatch, spoil: Any, kind: str
+) -> None:
+    install(monkeypatch, FakeCupy(spoil=lambda found: spoil(found).astype(np.float32)))
+    gpu, reason = open_gpu(0)
+    assert gpu is None
+    assert f"({kind}: " in reason and "of its spread" in reason
+
+
+def test_values_that_are_no_numbers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FakeCupy(spoil=lambda found: np.full_like(found, np.nan)))
+    gpu, reason = open_gpu(0)
+    assert gpu is None and "wrong values" in reason
+
+
+class Asked:
+    """Sampling on a fake GPU, and what it said."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **how: Any) -> None:
+        self.cupy = install(monkeypatch, FakeCupy(**how))
+        self.said: list[str] = []
+        self.sampling = GpuSampling(Gpu(0), self.said.append)
+
+
+def test_a_volume_that_fits_is_one_block(
+    monkeypatch: pytest.MonkeyPatch, volume: np.ndarray, reference: VolumeReference, index: np.ndarray,
+    expected: np.ndarray,
+) -> None:  # fmt: skip
+    asked = Asked(monkeypatch)
+    found = asked.sampling(volume, reference, NAMES, index, block=64)
+    assert np.array_equal(found, expected)
+    assert len(asked.cupy.puts) == 1 and asked.cupy.puts[0] > 0.9 * volume.size
+    assert (asked.sampling.on_gpu, asked.sampling.on_cpu, asked.said) == (1, 0, [])
+    assert asked.sampling.gpu.seconds == 2.0  # the block, and its voxels
+
+
+def test_dense_samples_come_from_the_gpu_too(
+    monkeypatch: pytest.MonkeyPatch, volume: np.ndarray, reference: VolumeReference
+) -> None:
+    asked, every = Asked(monkeypatch), np.arange(0, volume.size, 3)
+    expected = sample_features(volume, reference, NAMES, every, block=64)
+    assert np.array_equal(asked.sampling(volume, reference, NAMES, every, block=64), expected)
+    assert asked.sampling.on_gpu == 1
+
+
+def test_where_memory_ends_smaller_blocks_follow(
+    monkeypatch: pytest.MonkeyPatch, volume: np.ndarray, reference: VolumeReference, index: np.ndarray,
+    expected: np.ndarray,
+) -> None:  # fmt: skip
+    asked = Asked(monkeypatch, room=volume.size * 4 // 5)
+    for _ in range(2):
+        assert np.array_equal(asked.sampling(volume, reference, NAMES, index, block=64), expected)
+    assert (asked.sampling.on_gpu, asked.sampling.on_cpu, asked.said) == (2, 0, [])
+    assert asked.sampling.shrunk >= 1  # the second volume begins with what the first one found
+    assert sum(size > asked.cupy.room for size in asked.cupy.puts) == asked.sampling.shrunk
+    assert asked.cupy.released == asked.sampling.shrunk
+
+
+def test_where_no_block_fits_the_processor_computes_the_whole_volume_and_all_after_it(
+    monkeypatch: pytest.MonkeyPatch, volume: np.ndarray, reference: VolumeReference, index: np.ndarray,
+    expected: np.ndarray,
+) -> None:  # fmt: skip
+    asked = Asked(monkeypatch)
+    asked.sampling(volume, reference, NAMES, index, block=64)
+    asked.cupy.room = 1000
+    for _ in range(2):
+        assert np.array_equal(asked.sampling(volume, reference, NAMES, index, block=64), expected)
+    (said,) = asked.said
+    assert "not even blocks of 32^3 voxels fit" in said and "1 volumes were computed there before" in said
+    assert (asked.sampling.on_gpu, asked.sampling.on_cpu) == (1, 2)
+    assert asked.sampling.reason in said
+
+
+def test_any_other_fault_leaves_the_volume_to_the_processor(
+    monkeypatch: pytest.MonkeyPatch, volume: np.ndarray, reference: VolumeReference, index: np.ndarray,
+    expected: np.ndarray,
+) -> None:  # fmt: skip
+    def fault(_: np.ndarray) -> np.ndarray:
+        raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    asked = Asked(monkeypatch, spoil=fault)
+    assert np.array_equal(asked.sampling(volume, reference, NAMES, index, block=64), expected)
+    assert len(asked.said) == 1 and "cudaErrorIllegalAddress" in asked.said[0]
+
+
+def test_threads_take_turns_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, volume: np.ndarray, reference: VolumeReference, index: np.ndarray,
+    expected: np.ndarray,
+) -> None:  # fmt: skip
+    asked, inside, most = Asked(monkeypatch), threading.Semaphore(1), []
+
+    def alone(found: np.ndarray) -> np.ndarray:
+        most.append(inside.acquire(blocking=False))
+        time.sleep(0.02)
+        inside.release()
+        return found
+
+    asked.cupy.spoil = alone
+    with ThreadPoolExecutor(3) as pool:
+        found = list(
+            pool.map(lambda _: asked.sampling(volume, reference, NAMES, index[:60], block=64), range(3))
+        )  # fmt: skip
+    assert all(np.array_equal(one, expected[:, :60]) for one in found)
+    assert most == [True] * 3
+
+
+def test_blocks_follow_the_free_memory() -> None:
+    shape = (320, 320, 320)
+    edges = list(block_edges(shape))
+    assert edges[0] == 320 and edges[-1] == SMALLEST and edges == sorted(edges, reverse=True)
+    needed = [needed_bytes(shape, edge) for edge in edges]
+    assert needed == sorted(needed, reverse=True)
+    assert needed[0] < SHARE * (15 << 30)  # a whole volume fits a T4
+    assert needed[-1] < SHARE * (1 << 30)
+    assert next(block_edges((300, 320, 331))) ** 3 >= 300 * 320 * 331
+
+
+def test_little_free_memory_means_small_blocks_from_the_start(
+    monkeypatch: pytest.MonkeyPatch, volume: np.ndarray, reference: VolumeReference, index: np.ndarray,
+    expected: np.ndarray,
+) -> None:  # fmt: skip
+    asked = Asked(monkeypatch, free=int(needed_bytes(volume.shape, 46) / SHARE) + 1)
+    assert np.array_equal(asked.sampling(volume, reference, NAMES, index, block=64), expected)
+    assert len(asked.cupy.puts) > 1 and asked.sampling.shrunk == 0
