@@ -1,4 +1,4 @@
-"""Stands in for CuPy and a GPU where there is none: NumPy's arithmetic, arrays that never become NumPy's by themselves."""
+"""Stands in for CuPy and a GPU: NumPy's arithmetic, and arrays that never become NumPy's by themselves."""
 
 from __future__ import annotations
 

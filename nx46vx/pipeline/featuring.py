@@ -1,4 +1,4 @@
-"""What computes the features: a GPU that gives the processor's bits, else the processor; the log says which, and why."""
+"""What computes the features: a GPU that gives the processor's bits, or the processor; the log says which, and why."""
 
 from __future__ import annotations
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import sys
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
 from nx46vx.errors import EnvironmentFault, IncompatibleError
+from nx46vx.features.blocks import sample_features
+from nx46vx.features.cache import FeatureCache
 from nx46vx.paths import RunPaths
+from nx46vx.pipeline.featuring import features_device
 from nx46vx.pipeline.run import run
-from nx46vx.pipeline.verifying import verify_run
-from nx46vx.runtime.device import Gpu, Probe, choice
-from nx46vx.settings import ResourceSettings, Settings
+from nx46vx.pipeline.verifying import verify
+from nx46vx.runtime.device import DeviceChoice, Gpu, Probe, choice
+from nx46vx.runtime.gpu_phases import PhaseUse
+from nx46vx.runtime.sink import MemorySink, NullSink
+from nx46vx.settings import ResourceSettings
 from search.executor import SearchJob
 from search.inline import InlineExecutor
 from search.resources import plan_resources
@@ -36,33 +45,33 @@ class OnTheCpu:
         return None
 
 
-Start = Callable[..., Path]
+def start(folder: Path, cupy: Any, name: str, **flat: Any) -> Path:
+    """A run on a machine with a GPU, as the probe says, and that CuPy; its dataset is the first run's."""
+    data = RunPaths(folder / "gpu").data
+    given = {"features.cache_dir": str(folder / f"{name}-cache"), "resources.device": "auto"}
+    given |= {key.replace("__", "."): value for key, value in flat.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "probe", lambda: FOUND)
+        patch.setitem(sys.modules, "cupy", cupy)
+        run(tiny_settings(data if data.exists() else None, given), folder / name, executor=OnTheCpu())
+    return folder / name
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A dataset, and what a run on the processor makes of it."""
-    folder = tmp_path_factory.mktemp("gpu")
-    run(_settings(folder, None, folder / "cpu-cache", {"resources.device": "cpu"}), folder / "cpu")
-    return RunPaths(folder / "cpu").data, results(folder / "cpu")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("features")
 
 
-def _settings(folder: Path, data: Path | None, cache: Path, flat: dict[str, Any]) -> Settings:
-    return tiny_settings(data, {"features.cache_dir": str(cache), "resources.device": "auto", **flat})
+@pytest.fixture(scope="module")
+def on_gpu(folder: Path) -> Path:
+    """A run whose features the GPU computed."""
+    return start(folder, FakeCupy(), "gpu")
 
 
-@pytest.fixture
-def start(data: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """A run on a machine with a GPU, as the probe says, and that CuPy."""
-
-    def started(cupy: Any, name: str = "run", cache: str = "cache", **flat: Any) -> Path:
-        monkeypatch.setattr(choice, "probe", lambda: FOUND)
-        monkeypatch.setitem(sys.modules, "cupy", cupy)
-        dotted = {key.replace("__", "."): value for key, value in flat.items()}
-        run(_settings(tmp_path, data[0], tmp_path / cache, dotted), tmp_path / name, executor=OnTheCpu())
-        return tmp_path / name
-
-    return started
+@pytest.fixture(scope="module")
+def on_cpu(folder: Path, on_gpu: Path) -> Path:
+    """The same run where CuPy is not installed."""
+    return start(folder, None, "cpu")
 
 
 def fallbacks(root: Path) -> list[str]:
@@ -73,91 +82,79 @@ def phase_end(root: Path) -> dict[str, Any]:
     return next(event for event in events(root, "GPU_PHASE_END") if event["phase"] == "features")
 
 
-def test_features_of_a_gpu_give_the_same_run(start: Start, data: tuple[Path, dict[str, Any]]) -> None:
-    cupy = FakeCupy()
-    root = start(cupy)
-    assert results(root) == data[1]
-    (checked,), (told,) = events(root, "GPU_FEATURES_CHECK"), events(root, "GPU_FEATURES")
+def test_features_of_a_gpu_are_proven(on_gpu: Path) -> None:
+    (checked,), (told,) = events(on_gpu, "GPU_FEATURES_CHECK"), events(on_gpu, "GPU_FEATURES")
     assert checked["passed"] and (told["cases_on_gpu"], told["cases_on_cpu"]) == (5, 0)
-    assert fallbacks(root) == [] and cupy.released
-    assert phase_end(root)["on_gpu"] and phase_end(root)["gpu_seconds"] == told["gpu_seconds"] > 0
-    assert [e["moment"] for e in events(root, "GPU_MEMORY_SNAPSHOT") if e["phase"] == "features"] == ["start", "end"]
-    (stats,) = events(root, "GLOBAL_STATS")
-    asked = [event for event in events(root, "GPU_PHASE_END") if event["asked"]]
+    assert fallbacks(on_gpu) == []
+    assert phase_end(on_gpu)["on_gpu"] and phase_end(on_gpu)["gpu_seconds"] == told["gpu_seconds"] > 0
+    assert [e["moment"] for e in events(on_gpu, "GPU_MEMORY_SNAPSHOT") if e["phase"] == "features"] == ["start", "end"]
+    (stats,) = events(on_gpu, "GLOBAL_STATS")
+    asked = [event for event in events(on_gpu, "GPU_PHASE_END") if event["asked"]]
     assert stats["gpu_phase_coverage_pct"] == pytest.approx(100 / len(asked))  # the engine was kept off the GPU
-    assert verify_run(root).problems == []
+    assert verify(on_gpu)["problems"] == []
 
 
-def test_what_a_gpu_computed_is_found_by_a_machine_without_one(
-    start: Start, data: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cache's keys say nothing of the device: its bits do not depend on it."""
-    root = start(FakeCupy())
-    again = start(None, "other", features__device="cpu")
-    assert not events(again, "CACHE_MISS") and not fallbacks(again)
-    assert not events(again, "GPU_FEATURES_CHECK") and not phase_end(again)["asked"]
-    assert results(again) == results(root) == data[1]
+def test_without_cupy_the_processor_computes_the_same_and_the_log_says_why(on_gpu: Path, on_cpu: Path) -> None:
+    (said,) = fallbacks(on_cpu)
+    assert "CuPy cannot be used" in said
+    assert phase_end(on_cpu)["asked"] and not phase_end(on_cpu)["on_gpu"] and not events(on_cpu, "GPU_FEATURES")
+    assert results(on_cpu) == results(on_gpu)
 
 
-@pytest.mark.parametrize(
-    ("cupy", "reason"),
-    [
-        (None, "CuPy cannot be used"),
-        (FakeCupy(spoil=lambda found: found + found.dtype.type(1)), "wrong values"),
-        (FakeCupy(room=20_000), "cannot compute features: OutOfMemoryError"),
-    ],
-)
-def test_a_gpu_that_cannot_is_a_fallback_with_its_reason(
-    start: Start, data: tuple[Path, dict[str, Any]], cupy: Any, reason: str
-) -> None:
-    root = start(cupy)
-    (said,) = fallbacks(root)
-    assert reason in said
-    assert not phase_end(root)["on_gpu"] and not events(root, "GPU_FEATURES")
-    assert results(root) == data[1]
+def test_the_caches_keys_say_nothing_of_the_device(folder: Path, on_gpu: Path, on_cpu: Path) -> None:
+    """What either computed is found by the other, for its bits do not depend on it."""
+    plans = [orjson.loads(RunPaths(root).plan.read_bytes()) for root in (on_gpu, on_cpu)]
+    assert plans[0]["feature_digests"] == plans[1]["feature_digests"] and len(plans[0]["feature_digests"]) == 5
+    caches = [FeatureCache(folder / f"{name}-cache", sink=NullSink()) for name in ("gpu", "cpu")]
+    assert caches[0].entry_keys() == caches[1].entry_keys() == sorted(plans[0]["feature_digests"])
 
 
-def test_a_gpu_that_fails_midway_is_a_fallback_and_changes_no_bit(
-    start: Start, data: tuple[Path, dict[str, Any]]
-) -> None:
-    cupy = FakeCupy()
+def test_a_gpu_that_fails_midway_is_a_fallback_and_changes_no_bit(folder: Path, on_gpu: Path) -> None:
+    cupy, cases = FakeCupy(), itertools.count(1)
 
-    def fail_after_three_cases(found: Any) -> Any:
-        cupy.fetched = getattr(cupy, "fetched", 0) + (found.ndim == 2 and found.shape[1] > 2000)
-        if cupy.fetched > 3:
+    def fail_at_the_third_case(found: np.ndarray) -> np.ndarray:
+        if cupy.checked and next(cases) == 3:
             raise RuntimeError("cudaErrorLaunchFailure")
+        cupy.checked = cupy.checked or cupy.released > 0
         return found
 
-    cupy.fetched = 0
-    root = start(_armed(cupy, fail_after_three_cases))
+    cupy.checked, cupy.spoil = False, fail_at_the_third_case
+    root = start(folder, cupy, "midway")
     (said,) = fallbacks(root)
     assert "cudaErrorLaunchFailure" in said
     (told,) = events(root, "GPU_FEATURES")
-    assert told["cases_on_gpu"] + told["cases_on_cpu"] == 5 and told["cases_on_gpu"] > 0 < told["cases_on_cpu"]
-    assert phase_end(root)["on_gpu"] and results(root) == data[1]
+    assert told["cases_on_gpu"] > 0 < told["cases_on_cpu"] and told["cases_on_gpu"] + told["cases_on_cpu"] == 5
+    assert phase_end(root)["on_gpu"] and results(root) == results(on_gpu)
 
 
-def _armed(cupy: FakeCupy, spoil: Any) -> FakeCupy:
-    cupy.spoil = spoil
-    return cupy
-
-
-def test_a_run_that_insists_on_the_gpu_is_refused_without(start: Start) -> None:
-    with pytest.raises(EnvironmentFault) as refused:
-        start(None, features__device="cuda")
-    assert refused.value.where == "features.device" and "CuPy" in str(refused.value.found)
-
-
-def test_features_that_are_not_those_of_the_plan_are_named(start: Start, tmp_path: Path) -> None:
-    """A resume on a machine whose rebuilt features had other bits; here the plan is what was changed."""
-    root = start(FakeCupy())
-    path = RunPaths(root).plan
-    plan = orjson.loads(path.read_bytes())
+def test_features_that_are_not_those_of_the_plan_are_named(folder: Path, on_gpu: Path) -> None:
+    """A resume whose features have other bits than the plan was frozen on; here the plan is what was changed."""
+    root = folder / "other"
+    shutil.copytree(on_gpu, root)
+    paths = RunPaths(root)
+    plan = orjson.loads(paths.plan.read_bytes())
     key = next(iter(plan["feature_digests"]))
     plan["feature_digests"][key] = "0" * 128
-    path.write_bytes(orjson.dumps(plan))
-    RunPaths(root).report_json.unlink()
+    paths.plan.write_bytes(orjson.dumps(plan))
+    paths.report_json.unlink()
     with pytest.raises(IncompatibleError, match="planned with"):
-        start(FakeCupy(), strict_numeric=True)
-    start(FakeCupy())
-    assert [event["keys"] for event in events(root, "RESUME_FEATURES_DIFFER")] == [[key], [key]]
+        start(folder, FakeCupy(), "other", strict_numeric=True)
+    assert [event["keys"] for event in events(root, "RESUME_FEATURES_DIFFER")] == [[key]]
+
+
+@pytest.mark.parametrize(("asked", "cupy"), [("cuda", None), ("cpu", FakeCupy())])
+def test_the_configuration_can_insist_on_a_device(asked: str, cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off the GPU nothing is tried and nothing falls back; on it, a GPU that cannot is an error."""
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    log, use = MemorySink(), PhaseUse("features", asked=True)
+    session = SimpleNamespace(settings=tiny_settings(None, {"features.device": asked}), log=log)
+    device = DeviceChoice("cuda", FOUND.gpus)
+    with ThreadPoolExecutor(1) as mapper:
+        if asked == "cuda":
+            with pytest.raises(EnvironmentFault) as refused:
+                features_device(session, device, mapper, use, 3).__enter__()  # type: ignore[arg-type]
+            assert refused.value.where == "features.device" and "CuPy" in str(refused.value.found)
+            return
+        with features_device(session, device, mapper, use, 3) as how:  # type: ignore[arg-type]
+            assert how.executor is mapper and how.sampling is sample_features
+    assert log.events == [] and not use.asked and not cupy.puts
