@@ -23,7 +23,9 @@ class Device(np.lib.mixins.NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **keywords: Any) -> Any:
         if out is not None:
             keywords["out"] = tuple(map(host, out))
-        assert not any(isinstance(part, np.ndarray) and part.ndim for part in inputs), "a host array on the device"
+        assert not any(isinstance(part, np.ndarray) for part in inputs), "a host array on the device"
+        kinds = {part.dtype for part in inputs if isinstance(part, Device | np.generic)}
+        assert len(kinds) == 1, "CuPy's versions differ in what they make of mixed kinds"
         return device(getattr(ufunc, method)(*map(host, inputs), **keywords))
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, keywords: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 
 from nx46vx.data.synthetic import make_case
 from nx46vx.features.blocks import sample_features
-from nx46vx.features.gpu import Gpu
+from nx46vx.features.gpu import CHUNK_VOXEL_BYTES, Gpu
 from nx46vx.features.gpu_check import open_gpu
-from nx46vx.features.gpu_sampling import SHARE, SMALLEST, GpuSampling, block_edges, needed_bytes
+from nx46vx.features.gpu_sampling import SHARE, SMALLEST, VOXEL_BYTES, GpuSampling, block_edges, needed_bytes
 from nx46vx.features.pool import feature_names
 from nx46vx.features.reference import VolumeReference, measure_reference
 from tests.fake_cupy import FakeCupy
@@ -195,6 +196,29 @@ def test_blocks_follow_the_free_memory() -> None:
     assert needed[0] < SHARE * (15 << 30)  # a whole volume fits a T4
     assert needed[-1] < SHARE * (1 << 30)
     assert next(block_edges((300, 320, 331))) ** 3 >= 300 * 320 * 331
+
+
+def test_a_block_takes_no_more_memory_than_is_reckoned(
+    monkeypatch: pytest.MonkeyPatch, reference: VolumeReference
+) -> None:
+    """Arrays of the stand-in are counted as NumPy's are, and are as large as CuPy's."""
+    install(monkeypatch, FakeCupy())
+    volume = np.random.default_rng(0).integers(1, 255, (72, 72, 72)).astype(np.uint8)
+    gpu, whole = Gpu(0), (slice(0, 72), slice(0, 72), slice(0, 72))
+    places = np.random.default_rng(0).integers(0, 72, (3, 100_000))
+    tracemalloc.start()
+    try:
+        block = gpu.block(volume, whole, reference, NAMES)
+        block.points(*places[:, :1])
+        fields = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        kept = tracemalloc.get_traced_memory()[0]
+        block.points(*places)
+        pointwise = tracemalloc.get_traced_memory()[1] - kept
+    finally:
+        tracemalloc.stop()
+    assert 0.5 * VOXEL_BYTES < fields / volume.size < 0.8 * VOXEL_BYTES
+    assert 0.4 * CHUNK_VOXEL_BYTES < pointwise / 100_000 < 0.8 * CHUNK_VOXEL_BYTES
 
 
 def test_little_free_memory_means_small_blocks_from_the_start(
