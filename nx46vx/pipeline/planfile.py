@@ -98,6 +98,7 @@ def keep_feature_digests(session: Session, cases: Cases, digests: dict[str, str]
     differing = sorted(key for key in stored.keys() & digests.keys() if stored[key] != digests[key])
     if not differing:
         return
+    session.differing.append("features")
     session.log.emit("RESUME_FEATURES_DIFFER", keys=differing, strict=session.settings.strict_numeric)
     say(f"the features of {len(differing)} cases are not, bit for bit, those that the run was planned with")
     if session.settings.strict_numeric:
