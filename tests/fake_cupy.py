@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import re
+import shutil
+import subprocess
+import tempfile
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,17 +66,77 @@ class OutOfMemoryError(MemoryError):
     """As CuPy's: a ``MemoryError``."""
 
 
+#: What a kernel's source needs to be C: the functions that CUDA brings, and a loop over the threads.
+_SHIM = """
+struct three { unsigned int x; };
+static struct three blockIdx, blockDim, threadIdx;
+static float __fadd_rn(float a, float b) { return a + b; }
+static float __fmul_rn(float a, float b) { return a * b; }
+static double __dadd_rn(double a, double b) { return a + b; }
+static double __dmul_rn(double a, double b) { return a * b; }
+#define __device__
+#define __global__
+"""
+_LOOP = """
+void launch(unsigned int grid, unsigned int block, {parameters})
+{{
+    blockDim.x = block;
+    for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++)
+        for (threadIdx.x = 0; threadIdx.x < block; threadIdx.x++)
+            {name}({arguments});
+}}
+"""
+#: The C compiler, where there is one.
+COMPILER = shutil.which("cc") or shutil.which("gcc")
+
+
+@functools.cache
+def compiled(source: str, name: str) -> Any:
+    """A CUDA kernel as a function of the processor: its very source, translated by the C compiler."""
+    assert COMPILER is not None
+    found = re.search(rf"void {name}\((.*?)\)", source, re.DOTALL)
+    assert found is not None
+    parameters = found[1]
+    arguments = ", ".join(part.split()[-1].lstrip("*") for part in parameters.split(","))
+    loop = _LOOP.format(parameters=parameters, arguments=arguments, name=name)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.c").write_text(_SHIM + source.replace('extern "C" ', "") + loop)
+        exact = ("-std=gnu99", "-O2", "-ffp-contract=off")
+        subprocess.run([COMPILER, *exact, "-fPIC", "-shared", "kernel.c", "-o", "kernel.so"], cwd=folder, check=True)
+        return ctypes.CDLL(f"{folder}/kernel.so").launch
+
+
+class RawKernel:
+    """As CuPy's, of contiguous arrays and int32 numbers."""
+
+    def __init__(self, source: str, name: str, options: tuple[str, ...] = ()) -> None:
+        assert "--fmad=false" in options
+        self._launch = compiled(source, name)
+
+    def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+        given = []
+        for one in arguments:
+            assert isinstance(one, Device | np.int32)
+            assert not isinstance(one, Device) or one.array.flags.c_contiguous
+            given.append(ctypes.c_void_p(one.array.ctypes.data) if isinstance(one, Device) else ctypes.c_int(int(one)))
+        self._launch(ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), *given)
+
+
 class FakeCupy(types.ModuleType):
     """What the product uses of CuPy. ``free``: bytes that the driver says are free; ``room``: largest array of grey
     values that fits all the same; ``spoil`` changes what is fetched. ``puts``: sizes of the grey values that were put
-    there. The clock of its events goes on by one second at each record."""
+    there. ``kernels``: whether it can make kernels from source; it needs a C compiler. The clock of its events goes on
+    by one second at each record."""
 
     __version__ = "fake"
 
     def __init__(
-        self, free: int = 80 << 30, room: int | None = None, spoil: Callable[[np.ndarray], np.ndarray] | None = None
-    ) -> None:
+        self, free: int = 80 << 30, room: int | None = None, spoil: Callable[[np.ndarray], np.ndarray] | None = None,
+        kernels: bool = COMPILER is not None,
+    ) -> None:  # fmt: skip
         super().__init__("cupy")
+        if kernels:
+            self.RawKernel = RawKernel
         self.free, self.room, self.spoil = free, room, spoil
         self.puts: list[int] = []
         self.released = 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from nx46vx.features.extractors import CHUNK, ArrayRegion, standardise
 from nx46vx.features.pool import HALO
-from nx46vx.features.smoothing import Window, grown, relative
+from nx46vx.features.smoothing import Smooth, Window, grown, relative, smooth
 
 if TYPE_CHECKING:
     from nx46vx.features.reference import VolumeReference
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 class ArrayBlock:
     """See ``backend.BlockFeatures``. ``to`` puts the block's grey values where they are computed on; then all that is
-    taken and given is there. ``chunk``: see ``ArrayRegion``."""
+    taken and given is there. ``chunk`` and ``how``: see ``ArrayRegion``."""
 
     def __init__(
         self, volume: np.ndarray, window: Window, reference: VolumeReference, names: Sequence[str], *,
-        to: Callable[[np.ndarray], Any] = np.asarray, chunk: int = CHUNK,
+        to: Callable[[np.ndarray], Any] = np.asarray, chunk: int = CHUNK, how: Smooth = smooth,
     ) -> None:  # fmt: skip
         self._wider = grown(window, volume.shape, 1)
         self._outer = grown(window, volume.shape, HALO)
         self._region = ArrayRegion(
             standardise(to(volume[self._outer]), reference), relative(self._wider, self._outer), reference, names,
-            chunk,
+            chunk, how,
         )  # fmt: skip
         #: How many voxels around a plane lie outside the volume.
         self._missing = [

@@ -14,7 +14,7 @@ from nx46vx.errors import UsageError
 from nx46vx.features.array_namespace import namespace
 from nx46vx.features.fields import Fields
 from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, FeatureSpec, feature_names, spec_of
-from nx46vx.features.smoothing import Window
+from nx46vx.features.smoothing import Smooth, Window, smooth
 from nx46vx.features.symmetric_eig import Eigenvalues, eigenvalues, principal_eigenvector, turned
 from nx46vx.features.views import PointView, View, WindowView
 
@@ -163,14 +163,15 @@ def compute_pool(v: Any, reference: VolumeReference, names: Sequence[str]) -> An
 class ArrayRegion:
     """Features of the ``core`` of a region ``v`` (z, y, x: float32, standardised), on arrays. See ``regions``.
 
-    ``chunk``: voxels whose pointwise arithmetic is done at a time; changes no value.
+    ``chunk``: voxels whose pointwise arithmetic is done at a time; changes no value, nor does ``how``, which smooths.
     """
 
     def __init__(
-        self, v: Any, core: Window, reference: VolumeReference, names: Sequence[str], chunk: int = CHUNK
-    ) -> None:
+        self, v: Any, core: Window, reference: VolumeReference, names: Sequence[str], chunk: int = CHUNK,
+        how: Smooth = smooth,
+    ) -> None:  # fmt: skip
         self._specs, self._reference, self._chunk = specs_of(names), reference, chunk
-        self._fields = Fields(v, core)
+        self._fields = Fields(v, core, how)
 
     def planes(self, start: int, stop: int) -> Iterator[Any]:
         z, y, x = self._fields.core

@@ -1,7 +1,8 @@
 """Features of blocks on a GPU: the source of the arrays, on CuPy's arrays.
 
-Every operation is a kernel of its own and only sums, products, quotients and square roots occur, which a GPU rounds as
-a processor does: the bits are the same. ``gpu_check`` holds each GPU to that before it is used.
+Only sums, products, quotients and square roots occur, which a GPU rounds as a processor does. Each is a kernel of its
+own, or is rounded by itself (``gpu_smoothing``): the bits are the same. ``gpu_check`` holds each GPU to that before it
+is used.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 
 from nx46vx.features.arrays import ArrayBlock
 from nx46vx.features.backend import backend
-from nx46vx.features.smoothing import Window
+from nx46vx.features.gpu_smoothing import FusedSmoothing
+from nx46vx.features.smoothing import Smooth, Window, smooth
 
 if TYPE_CHECKING:
     from nx46vx.features.reference import VolumeReference
@@ -29,7 +31,8 @@ class Gpu:
     """See ``backend.Backend``. What comes out lies in the host's memory, and what is made of it there is made by the
     processor. One thread at a time may use it.
 
-    ``index`` counts as CUDA does in this process. ``seconds``: how long the GPU worked, as its own clock says.
+    ``index`` counts as CUDA does in this process. ``fused``: smoothing has kernels of its own, instead of array by
+    array. ``seconds``: how long the GPU worked, as its own clock says.
 
     Raises:
         Exception: CuPy is not installed or cannot use this GPU; of many kinds.
@@ -37,9 +40,10 @@ class Gpu:
 
     name = "gpu"
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, *, fused: bool = True) -> None:
         self._cupy = importlib.import_module("cupy")
         self._index, self.seconds = index, 0.0
+        self.smooth: Smooth = FusedSmoothing(self._cupy) if fused else smooth
         self.lock = threading.RLock()
         with self._here():
             self._pool = self._cupy.get_default_memory_pool()
@@ -104,7 +108,7 @@ class GpuBlock(ArrayBlock):
     def __init__(
         self, gpu: Gpu, volume: np.ndarray, window: Window, reference: VolumeReference, names: Sequence[str]
     ) -> None:  # fmt: skip
-        super().__init__(volume, window, reference, names, to=gpu.put, chunk=CHUNK)
+        super().__init__(volume, window, reference, names, to=gpu.put, chunk=CHUNK, how=gpu.smooth)
         self._gpu = gpu
 
     def planes(self, start: int, stop: int) -> Iterator[np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,10 +69,20 @@ def _apart(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.quantile(difference, 0.999) / max(float(one.std()), 1e-30))
 
 
-def open_gpu(index: int, make: Callable[[int], Gpu] = Gpu) -> tuple[Gpu | None, str]:
-    """A GPU that computes the features with the processor's bits; or None, and why not."""
+def open_gpu(index: int) -> tuple[Gpu | None, str]:
+    """A GPU that computes the features with the processor's bits; or None, and why not.
+
+    Where its kernels of the smoothing fail it is tried without them, which is slower.
+    """
+    gpu, said = _opened(index, fused=True)
+    if gpu is None and (other := _opened(index, fused=False))[0] is not None:
+        return other[0], f"{other[1]}, with slower smoothing: {said}"
+    return gpu, said
+
+
+def _opened(index: int, *, fused: bool) -> tuple[Gpu | None, str]:
     try:
-        gpu = make(index)
+        gpu = Gpu(index, fused=fused)
     except ImportError as error:
         return None, f"CuPy cannot be used: {error}"
     except Exception as error:  # CUDA's, CuPy's and NVRTC's are of many kinds

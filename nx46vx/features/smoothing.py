@@ -7,7 +7,7 @@ the rounding of float32 small; the compiled code (``kernels_smooth``) adds in th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ _PIECE = 1 << 17  # voxels smoothed at a time: temporaries stay in the processor
 _GPU_PIECE = 1 << 26  # the same on a GPU, where each piece costs launches: 320^3 voxels are one piece
 
 Window = tuple[slice, slice, slice]
+#: ``smooth``, or what gives the same bits in another way.
+Smooth = Callable[[Any, int, Window, Any], Any]
 
 
 def grown(window: Window, shape: Sequence[int], by: int) -> Window:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import subprocess
 import sys
 import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nx46vx.data.synthetic import make_case
+from nx46vx.features import gpu_smoothing
 from nx46vx.features.blocks import sample_features
 from nx46vx.features.gpu import CHUNK_VOXEL_BYTES, Gpu
 from nx46vx.features.gpu_check import open_gpu
 from nx46vx.features.gpu_sampling import SHARE, SMALLEST, VOXEL_BYTES, GpuSampling, block_edges, needed_bytes
+from nx46vx.features.gpu_smoothing import FusedSmoothing
 from nx46vx.features.pool import feature_names
 from nx46vx.features.reference import VolumeReference, measure_reference
-from tests.fake_cupy import FakeCupy
+from nx46vx.features.smoothing import smooth
+from tests.fake_cupy import COMPILER, Device, FakeCupy, RawKernel
 
 NAMES = feature_names()
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +62,52 @@ def test_a_gpu_with_the_processors_bits_is_used(monkeypatch: pytest.MonkeyPatch)
     gpu, said = open_gpu(0)
     assert gpu is not None and "bit for bit" in said
     assert cupy.puts and cupy.released and gpu.seconds == 0.0
+
+
+def test_where_its_kernels_fail_it_is_used_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FakeCupy(kernels=False))
+    gpu, said = open_gpu(0)
+    assert gpu is not None and gpu.smooth is smooth
+    assert "bit for bit, with slower smoothing: GPU 0 cannot compute features: AttributeError" in said
+
+
+@needs_compiler
+@pytest.mark.parametrize(("taken", "number"), [("f4", "f4"), ("f4", "f8"), ("f8", "f8")])
+@pytest.mark.parametrize("shape", [(9, 70, 66), (40, 5, 3), (2, 1, 130)])
+def test_the_kernels_source_gives_the_bits_of_the_arrays(taken: str, number: str, shape: tuple[int, int, int]) -> None:
+    """Translated by a C compiler, thread by thread; also where axes are shorter than the kernel is long."""
+    array = np.random.default_rng(0).standard_normal(shape).astype(taken)
+    whole = slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
+    inner = slice(1, shape[0]), slice(0, shape[1]), slice(shape[2] // 3, shape[2] - 1)
+    fused = FusedSmoothing(FakeCupy())
+    for sigma, window in itertools.product((1, 2, 4), (whole, inner)):
+        found = fused(Device(array), sigma, window, np.dtype(number).type)
+        expected = smooth(array, sigma, window, np.dtype(number).type)
+        assert found.array.dtype == expected.dtype and np.array_equal(found.array, expected)
+
+
+@needs_compiler
+def test_each_pass_is_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+    monkeypatch.setattr(RawKernel, "__call__", lambda _, grid, block, arguments: launched.append(grid[0] * block[0]))
+    FusedSmoothing(FakeCupy())(Device(np.zeros((32, 64, 128), np.float32)), 2, (slice(0, 32),) * 3, np.float32)
+    assert launched == [32 * 64 * 128, 32 * 32 * 128, 32 * 32 * 32]
+
+
+def test_arrays_beyond_its_indices_are_smoothed_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_smoothing, "_MOST", 1000)
+    array = np.random.default_rng(0).standard_normal((12, 12, 12)).astype(np.float32)
+    found = FusedSmoothing(FakeCupy(kernels=False))(array, 1, (slice(0, 12),) * 3, np.float32)
+    assert np.array_equal(found, smooth(array, 1, (slice(0, 12),) * 3, np.float32))
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs CUDA's compiler")
+@pytest.mark.parametrize("number", [np.float32, np.float64])
+def test_cudas_compiler_takes_the_source_and_fuses_no_operation(tmp_path: Path, number: type) -> None:
+    (tmp_path / "along.cu").write_text(gpu_smoothing.source(np.float32, number))
+    subprocess.run(["nvcc", "-ptx", "along.cu", "-o", "along.ptx"], cwd=tmp_path, check=True)
+    code = (tmp_path / "along.ptx").read_text()
+    assert "mul.rn.f" in code and "add.rn.f" in code and "fma" not in code
 
 
 def test_without_cupy_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +258,7 @@ def test_a_block_takes_no_more_memory_than_is_reckoned(
     """Arrays of the stand-in are counted as NumPy's are, and are as large as CuPy's."""
     install(monkeypatch, FakeCupy())
     volume = np.random.default_rng(0).integers(1, 255, (72, 72, 72)).astype(np.uint8)
-    gpu, whole = Gpu(0), (slice(0, 72), slice(0, 72), slice(0, 72))
+    gpu, whole = Gpu(0, fused=False), (slice(0, 72), slice(0, 72), slice(0, 72))
     places = np.random.default_rng(0).integers(0, 72, (3, 100_000))
     tracemalloc.start()
     try:
