@@ -91,10 +91,15 @@ def keep_feature_digests(session: Session, cases: Cases, digests: dict[str, str]
         IncompatibleError: ``strict_numeric`` is set and they are not.
     """
     plan = read_plan(session)
+    stored = plan.get("feature_digests")
+    if plan.get("fit") and stored is None:  # a version that kept none froze it
+        return
+    session.log.emit("FEATURES_DIGEST", cases=len(digests), digest=digest_json(digests))
     if not plan.get("fit"):
+        session.log.sync()  # the log vouches for what the plan says
         write_plan(session, cases, None, {"feature_digests": digests})
         return
-    stored = plan.get("feature_digests") or {}
+    stored = stored or {}
     differing = sorted(key for key in stored.keys() & digests.keys() if stored[key] != digests[key])
     if not differing:
         return
