@@ -71,7 +71,7 @@ def _gpu(session: Session, device: DeviceChoice, use: PhaseUse) -> Gpu | None:
     if asked == "cpu":
         use.nothing_to_do()
         return None
-    gpu, reason = None, device.reason
+    gpu, reason = None, f"the run computes on the CPU: {device.reason}"
     if device.name == "cuda" and session.settings.resources.ray_address is not None:
         reason = "on a cluster features are computed by its processors"
     elif device.name == "cuda":

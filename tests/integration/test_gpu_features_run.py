@@ -22,7 +22,7 @@ from nx46vx.paths import RunPaths
 from nx46vx.pipeline.featuring import features_device
 from nx46vx.pipeline.run import run
 from nx46vx.pipeline.verifying import verify
-from nx46vx.runtime.device import DeviceChoice, Gpu, Probe, choice
+from nx46vx.runtime.device import CPU, DeviceChoice, Gpu, Probe, choice
 from nx46vx.runtime.gpu_phases import PhaseUse
 from nx46vx.runtime.sink import MemorySink, NullSink
 from nx46vx.settings import ResourceSettings
@@ -140,6 +140,27 @@ def test_features_that_are_not_those_of_the_plan_are_named(folder: Path, on_gpu:
     with pytest.raises(IncompatibleError, match="planned with"):
         start(folder, FakeCupy(), "other", strict_numeric=True)
     assert [event["keys"] for event in events(root, "RESUME_FEATURES_DIFFER")] == [[key]]
+
+
+def test_features_insisting_on_a_gpu_are_refused_where_the_run_has_none() -> None:
+    session = SimpleNamespace(settings=tiny_settings(None, {"features.device": "cuda"}), log=MemorySink())
+    with ThreadPoolExecutor(1) as mapper, pytest.raises(EnvironmentFault) as refused:
+        features_device(session, CPU, mapper, None, 1).__enter__()  # type: ignore[arg-type]
+    assert "computes on the CPU" in str(refused.value.found)
+
+
+def test_on_a_cluster_the_processors_compute_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", FakeCupy())
+    said: list[str] = []
+    use = PhaseUse("features", asked=True, tell=said.append)
+    settings = tiny_settings(None, {"features.device": "auto", "resources.ray_address": "head:6379"})
+    session = SimpleNamespace(settings=settings, log=MemorySink())
+    with (
+        ThreadPoolExecutor(1) as mapper,
+        features_device(session, DeviceChoice("cuda", FOUND.gpus), mapper, use, 1) as how,  # type: ignore[arg-type]
+    ):
+        assert how.executor is mapper
+    assert said == ["on a cluster features are computed by its processors"]
 
 
 @pytest.mark.parametrize(("asked", "cupy"), [("cuda", None), ("cpu", FakeCupy())])
