@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from nx46vx.data.synthetic import make_case
-from nx46vx.features import gpu_smoothing
+from nx46vx.features import gpu_check, gpu_smoothing
 from nx46vx.features.blocks import sample_features
 from nx46vx.features.gpu import CHUNK_VOXEL_BYTES, Gpu
 from nx46vx.features.gpu_check import open_gpu
@@ -30,6 +30,13 @@ from tests.fake_cupy import COMPILER, Device, FakeCupy, RawKernel
 
 NAMES = feature_names()
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check's volume, an eighth of what it is."""
+    monkeypatch.setattr(gpu_check, "EDGE", 24)
+    monkeypatch.setattr(gpu_check, "BLOCK", 20)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +71,7 @@ def test_a_gpu_with_the_processors_bits_is_used(monkeypatch: pytest.MonkeyPatch)
     assert cupy.puts and cupy.released and gpu.seconds == 0.0
 
 
-def test_where_its_kernels_fail_it_is_used_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_its_kernels_fail_it_is_used_without_them(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
     install(monkeypatch, FakeCupy(kernels=False))
     gpu, said = open_gpu(0)
     assert gpu is not None and gpu.smooth is smooth
@@ -125,7 +132,7 @@ def test_a_driver_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert open_gpu(3) == (None, "CuPy cannot use GPU 3: RuntimeError: cudaErrorInvalidDevice: 3")
 
 
-def test_a_gpu_that_runs_no_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_runs_no_kernel_is_named(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
     install(monkeypatch, FakeCupy(room=10))
     gpu, reason = open_gpu(0)
     assert gpu is None and reason.startswith("GPU 0 cannot compute features: OutOfMemoryError: Out of memory")
@@ -136,7 +143,7 @@ def test_a_gpu_that_runs_no_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     [(lambda found: np.nextafter(found, np.float32(np.inf)), "rounding"), (lambda found: found * 1.01, "wrong values")],
 )
 def test_other_bits_are_not_used_and_it_is_said_how_far_off_they_are(
-    monkeypatch: pytest.MonkeyPatch, spoil: Any, kind: str
+    monkeypatch: pytest.MonkeyPatch, small: None, spoil: Any, kind: str
 ) -> None:
     install(monkeypatch, FakeCupy(spoil=lambda found: spoil(found).astype(np.float32)))
     gpu, reason = open_gpu(0)
@@ -144,7 +151,7 @@ def test_other_bits_are_not_used_and_it_is_said_how_far_off_they_are(
     assert f"({kind}: " in reason and "of its spread" in reason
 
 
-def test_values_that_are_no_numbers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_are_no_numbers_are_wrong(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
     install(monkeypatch, FakeCupy(spoil=lambda found: np.full_like(found, np.nan)))
     gpu, reason = open_gpu(0)
     assert gpu is None and "wrong values" in reason
