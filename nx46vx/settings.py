@@ -70,6 +70,9 @@ class FeatureSettings(_Section):
     cache_dir: Path | None = Field(None, description="feature cache; empty: ~/.cache/nx46vx/features")
     workers: Auto | Annotated[int, Field(ge=1, le=256)] = Field("auto", description="cases computed at once")
     store: Literal["npy", "zarr"] = Field("npy", description="how the cache keeps features: mapped, or compressed")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="what computes them; auto: the GPU of resources.device if it gives the CPU's bits"
+    )
 
 
 class GridSettings(_Section):
@@ -320,6 +323,7 @@ EXECUTION_KEYS = (
     "features.workers",
     "features.block",
     "features.store",
+    "features.device",
     "data.dir",
     "student.loader_workers",
     "student.checkpoint_steps",

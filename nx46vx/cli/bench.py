@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,12 +68,27 @@ def scaling(quick: Quick = False, json: Json = False, folder: Where = None) -> N
     _show(module.measure(module.QUICK if quick else module.Sizes(), folder), quick, json, folder)
 
 
+class Device(StrEnum):
+    """What computes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 @bench.command()
-def features(quick: Quick = False, json: Json = False) -> None:
+def features(
+    quick: Quick = False, json: Json = False,
+    device: Annotated[Device, typer.Option("--device", help="cuda: a case's samples on the GPU.")] = Device.CPU,
+) -> None:  # fmt: skip
     """The feature pool against SciPy filter by filter; a whole volume, a case's samples, the cache's warm start."""
     from nx46vx.bench import features as module
+    from nx46vx.bench import features_gpu
     from nx46vx.bench.frame import outcome_of
 
+    if device is Device.CUDA:
+        found = features_gpu.measure(features_gpu.QUICK if quick else features_gpu.Sizes())
+        _show(outcome_of("features --device cuda", found, features_gpu.BOUNDS), quick, json)
+        return
     _show(outcome_of("features", module.measure(quick), module.BOUNDS), quick, json)
 
 

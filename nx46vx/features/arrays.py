@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nx46vx.features.extractors import ArrayRegion, standardise
+from nx46vx.features.extractors import CHUNK, ArrayRegion, standardise
 from nx46vx.features.pool import HALO
-from nx46vx.features.smoothing import Window, grown, relative
+from nx46vx.features.smoothing import Smooth, Window, grown, relative, smooth
 
 if TYPE_CHECKING:
     from nx46vx.features.reference import VolumeReference
 
 
 class ArrayBlock:
-    """See ``backend.BlockFeatures``."""
+    """See ``backend.BlockFeatures``. ``to`` puts the block's grey values where they are computed on; then all that is
+    taken and given is there. ``chunk`` and ``how``: see ``ArrayRegion``."""
 
     def __init__(
-        self, volume: np.ndarray, window: Window, reference: VolumeReference, names: Sequence[str]
+        self, volume: np.ndarray, window: Window, reference: VolumeReference, names: Sequence[str], *,
+        to: Callable[[np.ndarray], Any] = np.asarray, chunk: int = CHUNK, how: Smooth = smooth,
     ) -> None:  # fmt: skip
         self._wider = grown(window, volume.shape, 1)
         self._outer = grown(window, volume.shape, HALO)
         self._region = ArrayRegion(
-            standardise(volume[self._outer], reference), relative(self._wider, self._outer), reference, names
-        )
+            standardise(to(volume[self._outer]), reference), relative(self._wider, self._outer), reference, names,
+            chunk, how,
+        )  # fmt: skip
         #: How many voxels around a plane lie outside the volume.
         self._missing = [
             (1 - (a.start - b.start), 1 - (b.stop - a.stop)) for a, b in zip(window[1:], self._wider[1:], strict=True)

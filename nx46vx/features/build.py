@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,18 @@ from nx46vx.features.reference import measure_reference
 from nx46vx.features.request import SampleRequest
 from nx46vx.features.sampling import case_seed, labelled_counts, sample_balanced, sample_natural, spatial_blocks
 
+#: ``sample_features``, or what gives the same bits in another way.
+Sampling = Callable[..., np.ndarray]
+
 
 def build_case(
-    root: Path, request: SampleRequest, *, threads: int = 1, read: Reader = read_case, store: Store = "npy"
-) -> str:
+    root: Path, request: SampleRequest, *, threads: int = 1, read: Reader = read_case, store: Store = "npy",
+    sampling: Sampling = sample_features,
+) -> str:  # fmt: skip
     """Make the entry of a request unless it is there by now, and return its key.
 
     Whoever comes while another process builds the same entry waits for it and builds nothing. ``threads`` share the
-    computation; ``read`` gives the volumes; ``store`` says how the features are kept.
+    computation; ``read`` gives the volumes; ``store`` says how the features are kept; ``sampling`` computes them.
 
     Raises:
         DataError: the volumes cannot be read, or hold nothing to draw samples from.
@@ -32,13 +37,13 @@ def build_case(
     path = entry_path(root, request.key)
     with held(root / "locks" / f"{request.key}.lock"):
         if entry_problem(path) is not None:
-            arrays, counts = draw_samples(request, threads=threads, read=read)
+            arrays, counts = draw_samples(request, threads=threads, read=read, sampling=sampling)
             write_entry(path, arrays, case_id=request.case.case_id, counts=counts, facts=request.facts, store=store)
     return request.key
 
 
 def draw_samples(
-    request: SampleRequest, *, threads: int = 1, read: Reader = read_case
+    request: SampleRequest, *, threads: int = 1, read: Reader = read_case, sampling: Sampling = sample_features
 ) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
     """The arrays of a request's entry, ordered by (group, index), and the volume's labelled counts."""
     case = request.case
@@ -60,5 +65,5 @@ def draw_samples(
     y = label.ravel()[index]
     del label
     reference = measure_reference(image, threads=threads)
-    features = sample_features(image, reference, feature_names(), index, block=request.block, threads=threads)
+    features = sampling(image, reference, feature_names(), index, block=request.block, threads=threads)
     return {"features": features, "y": y, "index": index, "group": group}, counts

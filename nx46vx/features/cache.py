@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nx46vx.errors import EnvironmentFault, from_os_error
-from nx46vx.features.build import build_case
+from nx46vx.features.blocks import sample_features
+from nx46vx.features.build import Sampling, build_case
 from nx46vx.features.entry import CaseSamples, Store, entry_path, entry_problem, open_entry, read_facts, verify_entry
 from nx46vx.features.reading import ReadAhead
 from nx46vx.features.request import Role, SampleRequest
@@ -80,6 +81,7 @@ class FeatureCache:
         *,
         executor: Executor,
         on_done: Callable[[CaseSamples], None] | None = None,
+        sampling: Sampling = sample_features,
     ) -> list[CaseSamples]:
         """Samples of all requests, in their order; what is present is only mapped, what is missing is computed.
 
@@ -87,6 +89,7 @@ class FeatureCache:
             requests: what is wanted.
             executor: missing cases are computed through its ``map``, which has to keep the order.
             on_done: called with each case's samples as they become ready.
+            sampling: computes the features; one on a GPU wants an executor of threads of this process.
 
         Raises:
             EnvironmentFault: no room for what is missing, or the folder cannot be written to.
@@ -97,8 +100,9 @@ class FeatureCache:
         ahead = ReadAhead(list(missing.values()))
         # Where there are fewer cases than processors, each case gets some.
         build = partial(
-            build_case, threads=max(1, usable_cpus() // max(1, len(missing))), read=ahead, store=self._store
-        )
+            build_case, threads=max(1, usable_cpus() // max(1, len(missing))), read=ahead, store=self._store,
+            sampling=sampling,
+        )  # fmt: skip
         done = executor.map(build, [self.root] * len(missing), missing.values()) if missing else iter(())
         ready = {request.key for request in requests} - missing.keys()
         pending = iter(done)

@@ -14,14 +14,15 @@ from nx46vx.errors import UsageError
 from nx46vx.features.array_namespace import namespace
 from nx46vx.features.fields import Fields
 from nx46vx.features.pool import NORMAL_SCALE, PLANARITY_EPSILON, FeatureSpec, feature_names, spec_of
-from nx46vx.features.smoothing import Window
+from nx46vx.features.smoothing import Smooth, Window, smooth
 from nx46vx.features.symmetric_eig import Eigenvalues, eigenvalues, principal_eigenvector, turned
 from nx46vx.features.views import PointView, View, WindowView
 
 if TYPE_CHECKING:
     from nx46vx.features.reference import VolumeReference
 
-_CHUNK = 32_768  # voxels whose pointwise arithmetic is done at a time: its temporaries stay in the processor's cache
+#: Voxels whose pointwise arithmetic is done at a time: its temporaries stay in the processor's cache.
+CHUNK = 32_768
 
 
 class Evaluator:
@@ -160,15 +161,21 @@ def compute_pool(v: Any, reference: VolumeReference, names: Sequence[str]) -> An
 
 
 class ArrayRegion:
-    """Features of the ``core`` of a region ``v`` (z, y, x: float32, standardised), on arrays. See ``regions``."""
+    """Features of the ``core`` of a region ``v`` (z, y, x: float32, standardised), on arrays. See ``regions``.
 
-    def __init__(self, v: Any, core: Window, reference: VolumeReference, names: Sequence[str]) -> None:
-        self._specs, self._reference = specs_of(names), reference
-        self._fields = Fields(v, core)
+    ``chunk``: voxels whose pointwise arithmetic is done at a time; changes no value, nor does ``how``, which smooths.
+    """
+
+    def __init__(
+        self, v: Any, core: Window, reference: VolumeReference, names: Sequence[str], chunk: int = CHUNK,
+        how: Smooth = smooth,
+    ) -> None:  # fmt: skip
+        self._specs, self._reference, self._chunk = specs_of(names), reference, chunk
+        self._fields = Fields(v, core, how)
 
     def planes(self, start: int, stop: int) -> Iterator[Any]:
         z, y, x = self._fields.core
-        depth = max(1, _CHUNK // max(1, (y.stop - y.start) * (x.stop - x.start)))
+        depth = max(1, self._chunk // max(1, (y.stop - y.start) * (x.stop - x.start)))
         for first in range(z.start + start, z.start + stop, depth):
             window = (slice(first, min(first + depth, z.start + stop)), y, x)
             features = self._evaluate(WindowView(window))
@@ -178,8 +185,8 @@ class ArrayRegion:
     def points(self, z: Any, y: Any, x: Any) -> Any:
         xp = namespace(self._fields.v)
         out = xp.empty((len(self._specs), len(z)), dtype=np.float32)
-        for start in range(0, len(z), _CHUNK):
-            part = slice(start, min(start + _CHUNK, len(z)))
+        for start in range(0, len(z), self._chunk):
+            part = slice(start, min(start + self._chunk, len(z)))
             out[:, part] = self._evaluate(PointView(z[part], y[part], x[part], self._fields.shape))
         return out
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nx46vx.features.array_namespace import namespace
-from nx46vx.features.smoothing import Window, mirrored, smooth
+from nx46vx.features.smoothing import Smooth, Window, mirrored, smooth
 from nx46vx.features.symmetric_eig import COMPONENTS
 
 #: Scale (sigma, voxels) of the gradient whose outer products make the structure tensor.
@@ -38,11 +38,11 @@ class Fields:
     """Shared intermediates of a region ``v`` (z, y, x: float32, standardised), each float32.
 
     ``core`` is the part of the region whose features are wanted; what no feature needs elsewhere is computed there
-    only. ``gauss`` has the region's shape, ``log`` and ``tensor`` have the core's.
+    only. ``gauss`` has the region's shape, ``log`` and ``tensor`` have the core's. ``how``: what smooths.
     """
 
-    def __init__(self, v: Any, core: Window | None = None) -> None:
-        self.v = v
+    def __init__(self, v: Any, core: Window | None = None, how: Smooth = smooth) -> None:
+        self.v, self._smooth = v, how
         self.shape: tuple[int, int, int] = v.shape
         whole = (slice(0, v.shape[0]), slice(0, v.shape[1]), slice(0, v.shape[2]))
         self.whole, self.core = whole, whole if core is None else core
@@ -55,7 +55,7 @@ class Fields:
         """The region smoothed by a Gaussian."""
         with self._lock:
             if sigma not in self._gauss:
-                wide = smooth(self.v, sigma, self.whole, np.float64)
+                wide = self._smooth(self.v, sigma, self.whole, np.float64)
                 self._log[sigma] = self._laplacian(wide, sigma)
                 self._gauss[sigma] = wide.astype(np.float32)
             return self._gauss[sigma]
@@ -71,7 +71,7 @@ class Fields:
             if rho not in self._tensor:
                 gradient = [difference(self.gauss(TENSOR_GRADIENT), axis) for axis in range(3)]
                 self._tensor[rho] = tuple(
-                    smooth(gradient[i] * gradient[j], rho, self.core, np.float32) for i, j in COMPONENTS
+                    self._smooth(gradient[i] * gradient[j], rho, self.core, np.float32) for i, j in COMPONENTS
                 )
             return self._tensor[rho]
 

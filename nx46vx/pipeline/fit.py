@@ -18,13 +18,15 @@ from nx46vx.model.samples import FitData, Samples
 from nx46vx.model.views import draw_views, relevance_gram
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.decisions import Decisions
+from nx46vx.pipeline.featuring import features_device
 from nx46vx.pipeline.growing import Grower
 from nx46vx.pipeline.latest import announce_resume, note_latest
-from nx46vx.pipeline.planfile import frozen_fit, identity_of, write_plan
+from nx46vx.pipeline.planfile import frozen_fit, identity_of, keep_feature_digests, write_plan
 from nx46vx.pipeline.retraining import keep_what_fits
 from nx46vx.pipeline.session import Session
 from nx46vx.pipeline.watching import TrainWatch
 from nx46vx.runtime.checkpoint import Checkpoint
+from nx46vx.runtime.device import CPU, DeviceChoice
 from nx46vx.runtime.gpu_phases import PhaseUse
 from nx46vx.runtime.heartbeat import heartbeat
 from nx46vx.runtime.progress import open_ended_targets
@@ -48,11 +50,16 @@ class FitResult:
 
 
 def load_samples(
-    session: Session, cases: Cases, mapper: Mapper, use: PhaseUse | None = None
+    session: Session, cases: Cases, mapper: Mapper, use: PhaseUse | None = None, device: DeviceChoice = CPU
 ) -> tuple[FitData, list[Samples], tuple[str, ...]]:
     """Build or map the samples of every pair; training and validation data, hold-out samples, and their keys.
 
-    ``use`` is told if there was nothing to build.
+    ``device`` computes what is to be built, where it can. ``use`` is told what it did, or that there was nothing to
+    build.
+
+    Raises (besides ``FeatureCache.build``'s):
+        EnvironmentFault: ``features.device`` is ``cuda`` and no GPU can.
+        IncompatibleError: ``strict_numeric`` is set, and these are not the samples that the fit was frozen on.
     """
     requests = cases.requests(session)
     covered: list[str] = []
@@ -72,8 +79,9 @@ def load_samples(
             train_pair_coverage_pct_effective=100.0 * len(covered) / cases.coverage.discovered,
         )  # fmt: skip
 
-    with heartbeat(session.log, "features"):
-        samples = cache.build(requests, executor=mapper, on_done=done)
+    with heartbeat(session.log, "features"), features_device(session, device, mapper, use, len(built)) as how:
+        samples = cache.build(requests, executor=how.executor, on_done=done, sampling=how.sampling)
+    keep_feature_digests(session, cases, {one.key: own.digest for one, own in zip(requests, samples, strict=True)})
     session.log.emit(
         "TRAIN_COVERAGE_FINAL", pairs=len(covered),
         train_pair_coverage_pct_effective=100.0 * len(covered) / cases.coverage.discovered,

@@ -45,7 +45,7 @@ def announce_resume(session: Session, plan: FitPlan, checkpoints: Mapping[str, C
     )  # fmt: skip
     store = session.store(plan)
     differing = sorted({name for one in checkpoints.values() for name in store.identity_differences(one.manifest)})
-    if not differing:
+    if not differing and not session.differing:
         session.log.emit(
             "RESUME_EXACT_OK", source_ts_ns=latest["ts_ns"], target_ts_ns=time.time_ns(), checkpoint=latest["path"]
         )

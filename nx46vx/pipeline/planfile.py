@@ -56,6 +56,7 @@ def write_plan(session: Session, cases: Cases, fit: FitPlan | None, extra: dict[
             "max_iter": settings.grid.max_iter,
             "numeric_environment": before.get("numeric_environment") or numeric_environment(session.device),
             "estimate": (extra or {}).get("estimate", before.get("estimate")),
+            "feature_digests": (extra or {}).get("feature_digests", before.get("feature_digests")),
             "fit": fit.to_json() if fit is not None else None,
         },
     )
@@ -80,6 +81,37 @@ def frozen_fit(session: Session, cases: Cases) -> FitPlan | None:
         )  # fmt: skip
     _compare_numerics(session, plan.get("numeric_environment") or {})
     return fit_of(plan, session.paths.plan)
+
+
+def keep_feature_digests(session: Session, cases: Cases, digests: dict[str, str]) -> None:
+    """Until the fit is frozen, the plan takes the digests of the samples' arrays, by cache key. After that, samples
+    that were computed anew, here or on another device, have to be those it was frozen on.
+
+    Raises:
+        IncompatibleError: ``strict_numeric`` is set and they are not.
+    """
+    plan = read_plan(session)
+    stored = plan.get("feature_digests")
+    if plan.get("fit") and stored is None:  # a version that kept none froze it
+        return
+    session.log.emit("FEATURES_DIGEST", cases=len(digests), digest=digest_json(digests))
+    if not plan.get("fit"):
+        session.log.sync()  # the log vouches for what the plan says
+        write_plan(session, cases, None, {"feature_digests": digests})
+        return
+    stored = stored or {}
+    differing = sorted(key for key in stored.keys() & digests.keys() if stored[key] != digests[key])
+    if not differing:
+        return
+    session.differing.append("features")
+    session.log.emit("RESUME_FEATURES_DIFFER", keys=differing, strict=session.settings.strict_numeric)
+    say(f"the features of {len(differing)} cases are not, bit for bit, those that the run was planned with")
+    if session.settings.strict_numeric:
+        raise IncompatibleError(
+            "features differ from those that the run was planned with", where=session.paths.plan,
+            found=f"{len(differing)} cases, the first has key {differing[0][:16]}",
+            fix="bring the feature cache of the first session, or continue without strict_numeric",
+        )  # fmt: skip
 
 
 def _compare_numerics(session: Session, stored: dict[str, Any]) -> None:

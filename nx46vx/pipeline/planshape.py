@@ -50,6 +50,7 @@ class _Plan(BaseModel):
     candidates: list[_Candidate]
     numeric_environment: dict[str, Any] | None
     estimate: dict[str, float] | None
+    feature_digests: dict[str, str] | None = None
     fit: dict[str, Any] | None
 
     @model_validator(mode="after")

@@ -60,6 +60,7 @@ class RunLog:
     boots: list[Event] = field(default_factory=list)
     data_dirs: set[str] = field(default_factory=set)
     datasets: set[str] = field(default_factory=set)
+    features: set[str] = field(default_factory=set)  # digests over all samples' digests, of each session
     fence: int = 0
     session: set[str] = field(default_factory=set)
     events: int = 0
@@ -104,6 +105,8 @@ def _from_driver(log: RunLog, name: str, event: Event) -> None:
         log.data_dirs.add(str(event["data_dir"]))
         log.datasets.add(str(event["digest"]))
         log.skipped = {str(case_id): str(reason) for case_id, reason in event["skipped"]}
+    elif name == "FEATURES_DIGEST":
+        log.features.add(str(event["digest"]))
     elif name == "RESUME_INCOMPATIBLE" and event.get("action"):  # what was decided and handed in before is set aside
         for table in (log.neurons, log.growth, log.epoch_best, log.traces, log.thresholds, log.mask_trials):
             table.clear()

@@ -139,7 +139,7 @@ def _stages(
                 write_plan(session, cases, None)
         governor.check()
         with stage("features") as use:
-            data, holdout, keys = load_samples(session, cases, mapper, use)
+            data, holdout, keys = load_samples(session, cases, mapper, use, resources.device)
     governor.check()
     with stage("freeze"):
         plan = freeze(session, cases, data, keys)

@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ from trainables.task import Keeping, open_store
 class Session:
     """What every stage of a run needs. ``fence`` grows with each session on the directory.
 
-    ``retrain``: candidates whose checkpoints do not fit are trained anew instead of refused.
+    ``retrain``: candidates whose checkpoints do not fit are trained anew instead of refused. ``differing``: what this
+    session found that may give other bits than the run's first session had.
     """
 
     settings: Settings
@@ -53,6 +54,7 @@ class Session:
     governor: Governor
     progress: Progress
     retrain: bool = False
+    differing: list[str] = field(default_factory=list)
 
     @property
     def cache_dir(self) -> Path:

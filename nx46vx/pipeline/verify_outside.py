@@ -93,6 +93,8 @@ def check_cache(findings: Findings, root: Path | None, plan: Plan, log: RunLog) 
             entry = cache.open(request.key, role=request.role)
             if entry.case_id != request.case.case_id:
                 findings.problem(path, f"it holds case {entry.case_id}, not {request.case.case_id}")
+            if entry.digest != (plan.value.get("feature_digests") or {}).get(request.key, entry.digest):
+                findings.problem(path, "its samples are not those that the plan was frozen on")
             for name, array in (("features", entry.features), ("labels", entry.y)):
                 trace = log.traces.get((name, entry.case_id))
                 if trace is not None and _sha512(array) != trace["sha512"]:

@@ -188,6 +188,9 @@ def _check_grid(findings: Findings, paths: RunPaths, settings: Settings, run_id:
         for key in ("version", "numeric_environment"):
             if value[key] not in [boot[key] for boot in log.boots]:
                 findings.problem(path, f"{key} is that of no session in the log")
+    digests = value.get("feature_digests")
+    if log.features and (digests is None or digest_json(digests) not in log.features):
+        findings.problem(path, "feature_digests are those of no session in the log")
     stored = value["fit"]
     told = {
         "run_id": run_id, "seed": settings.seed, "pool": value["feature_pool"], "l1": list(grid.l1),

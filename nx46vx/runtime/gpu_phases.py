@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from nx46vx.runtime.device import DeviceChoice
@@ -14,7 +15,7 @@ from nx46vx.runtime.sink import EventSink
 
 #: Phases whose work a GPU can do, and, of those that this program computes on the CPU all the same, why.
 PHASES: dict[str, str] = {
-    "features": "features are computed by the CPU's kernels",
+    "features": "",
     "train_supervised": "",
     "student": "",
     "segment": "volumes are segmented by the CPU's kernels",
@@ -26,13 +27,18 @@ KPIS = ("gpu_phase_coverage_pct", "gpu_time_ratio", "cpu_fallback_count")
 
 @dataclass
 class PhaseUse:
-    """One phase: how long it took, and of that a GPU. ``reason``: why the GPU has no part in it, if that is known."""
+    """One phase: how long it took, and of that a GPU. ``reason``: why the GPU has no part in it, if that is known.
+
+    ``tell`` says that it runs on the CPU after all, which was ``told`` then.
+    """
 
     phase: str
     asked: bool
     reason: str = ""
     seconds: float = 0.0
     gpu_seconds: float = 0.0
+    tell: Callable[[str], None] | None = None
+    told: bool = False
 
     def on_gpu(self, seconds: float) -> None:
         """A GPU worked for so long, as its own clock says."""
@@ -41,6 +47,12 @@ class PhaseUse:
     def nothing_to_do(self) -> None:
         """All of it was done before: a GPU would have had no part in it."""
         self.asked = False
+
+    def fall_back(self, reason: str) -> None:
+        """The rest of it, or all of it, runs on the CPU: said at once, and once."""
+        if self.asked and not self.told and self.tell is not None:
+            self.told = True
+            self.tell(reason)
 
     @property
     def fell_back(self) -> bool:
@@ -79,6 +91,7 @@ class GpuLedger:
     def phase(self, name: str) -> Iterator[PhaseUse]:
         """Around the work of one phase; a phase that no GPU could help with leaves no trace."""
         use = PhaseUse(name, self.wanted and self.device.name == "cuda" and name in PHASES, PHASES.get(name, ""))
+        use.tell = partial(self.fallback, name)
         if name not in PHASES:
             yield use
             return
@@ -95,7 +108,7 @@ class GpuLedger:
                 "GPU_PHASE_END", phase=name, asked=use.asked, on_gpu=use.gpu_seconds > 0, seconds=use.seconds,
                 gpu_seconds=use.gpu_seconds,
             )  # fmt: skip
-        if use.fell_back:
+        if use.fell_back and not use.told:
             self.fallback(name, use.reason or "no pass ran on the GPU")
 
     def figures(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from nx46vx.features.pool import FEATURES, HALO, NORMAL_SCALE, PLANARITY_EPSILON
 from nx46vx.features.reference import VolumeReference, measure_reference
 from nx46vx.features.smoothing import half_kernel, smooth
 from nx46vx.features.symmetric_eig import COMPONENTS, eigenvalues, principal_eigenvector
+from tests.fake_cupy import Device, FakeCupy
 
 NAMES = feature_names()
 
@@ -322,61 +323,11 @@ def test_older_processors_give_the_same_bits(processor: str, width: int) -> None
     assert said.stdout.strip() == "it gives the arrays' bits"
 
 
-class Device(np.lib.mixins.NDArrayOperatorsMixin):
-    """Stands in for CuPy's array: NumPy's functions reach it through its protocols, and it never becomes NumPy's."""
-
-    __module__ = "cupy"
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
-        raise TypeError("implicit conversion to a NumPy array")
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **keywords: Any) -> Any:
-        if out is not None:
-            keywords["out"] = tuple(map(host, out))
-        assert not any(isinstance(part, np.ndarray) and part.ndim for part in inputs), "a host array on the device"
-        return device(getattr(ufunc, method)(*map(host, inputs), **keywords))
-
-    def __array_function__(self, function: Any, types: Any, arguments: Any, keywords: Any) -> Any:
-        return device(function(*map(host, arguments), **keywords))
-
-    def __getitem__(self, place: Any) -> Any:
-        return device(self.array[tuple(map(host, place)) if isinstance(place, tuple) else host(place)])
-
-    def __setitem__(self, place: Any, value: Any) -> None:
-        self.array[tuple(map(host, place)) if isinstance(place, tuple) else host(place)] = host(value)
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.array, name)
-        return (lambda *given, **named: device(found(*map(host, given), **named))) if callable(found) else found
-
-
-def host(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(map(host, value))
-    return value.array if isinstance(value, Device) else value
-
-
-def device(value: Any) -> Any:
-    return Device(value) if isinstance(value, np.ndarray) else value
-
-
 def test_the_pool_is_computed_where_the_array_lives(
     volume: np.ndarray, reference: VolumeReference, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU's arrays the same source runs, and nothing is fetched in between."""
-    module = types.ModuleType("cupy")
-    module.__getattr__ = lambda name: (
-        lambda *given, **named: device(  # type: ignore[method-assign]
-            getattr(np, name)(*map(host, given), **{key: host(value) for key, value in named.items()})
-        )
-    )
-    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setitem(sys.modules, "cupy", FakeCupy())
     found = compute_pool(Device(standardise(volume, reference)), reference, NAMES)
     assert isinstance(found, Device)
     assert np.array_equal(found.array, pool)

@@ -38,13 +38,31 @@ def test_a_phase_on_the_gpu_is_proven_by_its_synchronised_seconds() -> None:
 
 def test_a_phase_that_asked_and_ran_on_the_cpu_is_a_fallback_with_its_reason() -> None:
     made, sink = ledger()
-    for name in ("features", "train_supervised"):
+    for name in ("segment", "train_supervised"):
         with made.phase(name) as use:
             if name == "train_supervised":
                 use.on_gpu(10.0)
     (told,) = sink.named("GPU_FALLBACK_DETECTED")
-    assert told["what"] == "features" and "CPU" in told["reason"]
+    assert told["what"] == "segment" and "CPU" in told["reason"]
     assert made.figures() == {"gpu_phase_coverage_pct": 50.0, "gpu_time_ratio": 0.5, "cpu_fallback_count": 1}
+
+
+@pytest.mark.parametrize(("gpu_seconds", "coverage"), [(0.0, 0.0), (3.0, 100.0)])
+def test_a_phase_that_leaves_the_gpu_says_so_at_once_and_once(gpu_seconds: float, coverage: float) -> None:
+    made, sink = ledger()
+    with made.phase("features") as use:
+        use.on_gpu(gpu_seconds)
+        use.fall_back("memory ended")
+        use.fall_back("again")
+        assert sink.named("GPU_FALLBACK_DETECTED") == [{"what": "features", "reason": "memory ended"}]
+    assert made.figures()["cpu_fallback_count"] == 1 and made.figures()["gpu_phase_coverage_pct"] == coverage
+
+
+def test_a_phase_that_asked_for_no_gpu_does_not_fall_back() -> None:
+    made, sink = ledger(CPU)
+    with made.phase("features") as use:
+        use.fall_back("no GPU device on this machine")
+    assert not sink.named("GPU_FALLBACK_DETECTED")
 
 
 def test_a_phase_with_nothing_to_do_asks_for_nothing() -> None:
