@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nx46vx.data.volume_io import read_volume
 from nx46vx.errors import NX46Error, StoppedError
 from nx46vx.inference.predict import probability_volume
 from nx46vx.logs import say
@@ -192,7 +191,7 @@ def _ensemble_seconds(session: Session, cases: Cases, ensemble: Ensemble) -> flo
     if known is not None:
         return known
     case, started = cases.of("validation")[0], time.monotonic()
-    volume = read_volume(case.image, case_id=case.case_id)
+    volume = session.image(case)
     probability_volume(volume, ensemble, block=session.settings.features.block)
     return time.monotonic() - started
 
@@ -217,7 +216,7 @@ def _cases(
             raise StoppedError(f"stopped by {session.governor.reason}", fix="run the same command again to continue")
         seen = evaluate(ensemble.members, fit.data.pool, [samples])
         index = np.asarray(samples.index)[:: max(1, -(-samples.y.size // MAX_SAMPLES))]
-        volume = read_volume(cases.by_id[samples.case_id].image, case_id=samples.case_id)
+        volume = session.image(cases.by_id[samples.case_id])
         logits = student.logits(volume, symmetries).reshape(-1)[index].astype(np.float64)
         neurons = combined_logits(ensemble, seen, fit.data.pool, [samples])
         found.append(FusionCase(samples.case_id, neurons, logits, seen.y))

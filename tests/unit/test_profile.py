@@ -19,6 +19,10 @@ TALLY = Tally(
     search_seconds=20.0, ray_init_seconds=3.0, engine_busy_seconds=8.0, gpu_seconds=2.0, trial_log_seconds=0.5,
     trial_checkpoint_seconds=4.0, lane_iterations=16_200, trial_events=17_820, trial_checkpoints=1620, trials=135,
 )  # fmt: skip
+IO = {
+    "wall_seconds": 5.0, "alone_seconds": 1.0, "overlapped": True, "read_seconds": 4.0, "write_seconds": 2.5,
+    "kinds": {"read_volumes": {"seconds": 4.0, "times": 9}, "write_masks": {"seconds": 2.5, "times": 3}},
+}  # fmt: skip
 PHASES = {"features": 10.0, "train_supervised": 25.0, "segment": 5.0}
 
 
@@ -26,7 +30,7 @@ def summary(tally: Tally = TALLY, **given: Any) -> dict[str, Any]:
     search = {**asdict(tally), "overhead_seconds": tally.overhead_seconds}
     return summarise(
         **{
-            "wall_seconds": 50.0, "phases": PHASES, "search": search, "driver_log": LogCost(300, 0.1),
+            "wall_seconds": 50.0, "phases": PHASES, "search": search, "driver_log": LogCost(300, 0.1), "io": IO,
             "samples": 1_000_000, "candidates": 135, "memory": {"family_peak_bytes": 1 << 30}, "previous": None,
             **given,
         }
@@ -48,6 +52,12 @@ def test_the_search_is_split_in_start_engine_and_the_rest() -> None:
     assert parts["search_overhead"]["seconds"] == 20.0 - 3.0 - 8.0
     assert parts["event_log"]["seconds"] == pytest.approx(0.6)
     assert parts["checkpoints"]["seconds"] == 4.0
+
+
+def test_reading_and_writing_is_a_share_of_the_session() -> None:
+    found = summary()
+    assert found["parts"]["io"] == {"seconds": 5.0, "share_pct": 10.0}
+    assert found["io"] == IO
 
 
 def test_the_answers_follow() -> None:
@@ -143,9 +153,15 @@ def test_the_report_shows_where_the_time_went() -> None:
     text = "\n".join(profile_lines(summary(previous={"wall_seconds": 100.0, "train_seconds": 100.0}), NO_GPU))
     assert "| engine in passes | 8.0 | 16.0 |" in text and "5.40 candidates" in text
     assert "2.00 times as fast" in text and "GPU" not in text
+    assert "| reading volumes, writing features and masks | 5.0 | 10.0 |" in text
+    assert "4.0 s of reading and 2.5 s of writing" in text and "beside other work; 1.0 s" in text
     used = {"gpu_phase_coverage_pct": 100.0, "gpu_time_ratio": 0.25, "cpu_fallback_count": 2}
     assert "25.0 % of their time; 2 fallbacks" in "\n".join(profile_lines(summary(), used))
 
 
-def test_reports_of_earlier_versions_show_nothing() -> None:
+def test_reports_of_earlier_versions_show_what_they_have() -> None:
     assert profile_lines(None, None) == []
+    earlier = summary()
+    del earlier["io"], earlier["parts"]["io"]
+    text = "\n".join(profile_lines(earlier, NO_GPU))
+    assert "| engine in passes | 8.0 | 16.0 |" in text and "reading" not in text
