@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nx46vx.data.cases import Case
+from nx46vx.data.volume_io import read_volume
 from nx46vx.inference.masks.doubt import Prediction
 from nx46vx.inference.masks.profile import VolumeProfile
 from nx46vx.inference.postprocess import make_mask
@@ -94,4 +95,5 @@ def _volumes(session: Session, cases: Sequence[Case]) -> Generator[tuple[Case, n
 
 
 def _in_memory(session: Session, case: Case) -> np.ndarray:
-    return np.array(session.image(case))
+    with session.io.counting("read_volumes"):
+        return np.array(read_volume(case.image, case_id=case.case_id))
