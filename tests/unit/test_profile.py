@@ -13,6 +13,7 @@ from nx46vx.report.profile import profile_lines
 from nx46vx.runtime.gpu_memory import GpuMemory
 from nx46vx.runtime.memory import Family, Memory
 from nx46vx.runtime.profile import LogCost, MemoryPeaks, RunTimes, driver_peak_bytes, summarise
+from search.lives import Lives
 from search.tally import Tally, engine_fields, kernels
 
 TALLY = Tally(
@@ -105,9 +106,32 @@ def test_engines_work_side_by_side_but_their_lanes_add_up() -> None:
     tally.add_engines([one, {**one, "busy_seconds": 4.0, "gpu_peak_bytes": 9}])
     assert (tally.engine_busy_seconds, tally.gpu_seconds) == (4.0, 2.0)
     assert (tally.lane_iterations, tally.gpu_peak_bytes) == (20, 9)
-    assert engine_fields(tally)["busy_seconds"] == 4.0
+    assert engine_fields(tally)["busy_seconds"] == 4.0 and engine_fields(tally)["restarts"] == 0
     stats = [{"kernel": "llvm", "kernel_reason": "x"}, {"kernel": "llvm", "kernel_reason": "x"}]
     assert kernels(stats) == ["llvm: x"]
+
+
+def life(name: str, busy: float, iterations: int, *, gpu: float = 0.0, peak: int = 0) -> dict[str, Any]:
+    return {
+        "life": name, "busy_seconds": busy, "lane_iterations": iterations, "gpu_seconds": gpu, "gpu_peak_bytes": peak,
+        "kernel": "torch", "kernel_reason": name,
+    }  # fmt: skip
+
+
+def test_a_dead_engines_work_is_counted_as_far_as_it_told_of_it() -> None:
+    lives, tally = Lives(), Tally()
+    lives.tell(0, life("a", 0.0, 0))
+    lives.tell(0, life("a", 3.0, 150, gpu=2.0, peak=9))
+    lives.tell(1, life("c", 5.0, 100, gpu=0.5, peak=2))
+    lives.tell(0, life("b", 1.0, 50, gpu=0.5, peak=4))
+    lives.tell(0, life("a", 2.0, 100, gpu=1.0, peak=9))  # an answer that was on its way
+    lives.tell(0, life("b", 2.0, 100, gpu=1.0, peak=4))
+    total = lives.total(0)
+    assert (total["busy_seconds"], total["lane_iterations"], total["gpu_seconds"]) == (5.0, 250, 3.0)
+    assert (total["gpu_peak_bytes"], total["restarts"], total["kernel_reason"]) == (9, 1, "b")
+    tally.add_engines([total, lives.total(1)])
+    assert (tally.engine_busy_seconds, tally.gpu_seconds, tally.lane_iterations) == (5.0, 3.0, 350)
+    assert tally.engine_restarts == 1 and tally.gpu_peak_bytes == 9
 
 
 def test_peaks_are_the_largest_readings() -> None:
