@@ -25,6 +25,7 @@ from nx46vx.pipeline.fit import FitResult
 from nx46vx.pipeline.session import Session
 from nx46vx.pipeline.student import KIND, Trained, best_student
 from nx46vx.runtime.budget import MEASURED_FACTOR
+from nx46vx.runtime.gpu_phases import PhaseUse
 from nx46vx.runtime.heartbeat import heartbeat
 
 if TYPE_CHECKING:
@@ -83,16 +84,20 @@ class Refinement:
         return self.fusion.probability(probability, self.student.logits(volume, self.symmetries))
 
 
-def fuse_student(session: Session, cases: Cases, fit: FitResult, choice: Choice, trained: Trained) -> Refinement | None:
+def fuse_student(
+    session: Session, cases: Cases, fit: FitResult, choice: Choice, trained: Trained, use: PhaseUse
+) -> Refinement | None:  # fmt: skip
     """What the student adds to the ensemble, or None. Decided once, recorded and replayed; emits ``STUDENT_FUSION``.
 
-    Its figures go into ``choice.figures["student"]``.
+    Its figures go into ``choice.figures["student"]``; ``use`` is told how long a GPU worked for it, or that there was
+    nothing to do.
 
     Raises:
         StoppedError: only the time for packaging is left, or a signal.
     """
     best = best_student(session, fit.plan, trained)
     if best is None:
+        use.nothing_to_do()
         return None
     from nx46vx.student.fusion import Fusion
 
@@ -101,9 +106,12 @@ def fuse_student(session: Session, cases: Cases, fit: FitResult, choice: Choice,
     recorded = decisions.get(KIND, "fusion")
     replayed = recorded is not None
     student = _load(session, fit, spec)
-    if recorded is None:
+    if recorded is not None:
+        use.nothing_to_do()
+    else:
         with heartbeat(session.log, "student_fusion"):
             recorded = {**figures, **_judged(session, cases, fit, choice.ensemble, student)}
+        use.on_gpu(student.clock.seconds)
         decisions.put(KIND, "fusion", recorded)
     session.log.emit("STUDENT_FUSION", replayed=replayed, **recorded)
     choice.figures["student"] = recorded

@@ -17,6 +17,8 @@ PHASES: dict[str, str] = {
     "features": "features are computed by the CPU's kernels",
     "train_supervised": "",
     "student": "",
+    "student_fusion": "",
+    "mask_rule": "validation volumes are segmented by the CPU's kernels",
     "segment": "volumes are segmented by the CPU's kernels",
 }
 
