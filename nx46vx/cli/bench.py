@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from nx46vx.bench.frame import Outcome
 
 bench = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+
+
+class Device(StrEnum):
+    """What an engine computes on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    AUTO = "auto"
+
 
 Quick = Annotated[bool, typer.Option("--quick", help="Smaller sizes, within a minute.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -30,8 +40,22 @@ def durability(quick: Quick = False, json: Json = False, folder: Where = None) -
 
 
 @bench.command()
-def engine(quick: Quick = False, json: Json = False) -> None:
-    """Cost per sample, candidate and iteration of the whole grid, against the serial pattern and against one lane."""
+def engine(
+    quick: Quick = False, json: Json = False,
+    device: Annotated[
+        Device, typer.Option("--device", help="cuda: a GPU, or an error where there is none; auto: one if it is there.")
+    ] = Device.CPU,
+) -> None:  # fmt: skip
+    """Cost per sample, candidate and iteration of the whole grid, against the serial pattern and against one lane; on a
+    GPU seconds at full size, memory, and how near a pass comes to the memory's speed."""
+    if device is not Device.CPU:
+        from nx46vx.bench import engine_gpu
+
+        gpu = engine_gpu.find_gpu(device.value)
+        if gpu is not None:
+            sizes = engine_gpu.QUICK if quick else engine_gpu.Sizes()
+            _show(engine_gpu.measure(sizes, f"cuda:{gpu.index}", gpu.kind), quick, json)
+            return
     from nx46vx.bench import engine as module
 
     _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json)

@@ -103,6 +103,12 @@ class GpuPasses:
     def gpu_peak_bytes(self) -> int:
         return self._clock.peak_bytes
 
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes of features that one pass over the training samples gathers for all its tiles."""
+        pieces = sum(part.x.numel() + part.g.numel() for tile in self._tiles.values() for part in tile.parts)
+        return pieces * BLOCK * self._train.pieces.element_size()
+
     def add(self, spec: NeuronSpec, multiplicity: np.ndarray) -> None:
         """Make a meta-neuron known, with the times that each group is drawn."""
         f, rows = len(spec.view), self.data.rows(spec.view)
