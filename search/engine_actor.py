@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ class EngineActor:
     def __init__(
         self, run: str, cache: str, spot: Spot, options: EngineOptions, owned: tuple[int, int], entries: Any = None
     ) -> None:
-        self._run, self._owned = Path(run), owned
+        self._run, self._owned, self._life = Path(run), owned, uuid.uuid4().hex
         self._restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._changed = threading.Condition()
         self._arrived, self._first_arrival, self._met = 0, 0.0, self._restarted
@@ -100,12 +101,13 @@ class EngineActor:
             self._met = True
 
     def stats(self) -> dict[str, Any]:
+        """``FitEngine.stats`` since this life of the actor began, and ``life``, its name."""
         self._check()
-        return self._engine.stats()
+        return {**self._engine.stats(), "life": self._life}
 
-    def notes(self) -> list[tuple[str, dict[str, Any]]]:
-        """Events that it has to tell since it was last asked: name and fields."""
-        return self._engine.notes() if self._engine is not None else []
+    def told(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any] | None]:
+        """Events that it has to tell since it was last asked (name and fields), and ``stats``, if it could be built."""
+        return ([], None) if self._engine is None else (self._engine.notes(), self.stats())
 
     def _check(self) -> None:
         if self._failure is not None:

@@ -15,10 +15,11 @@ from nx46vx.model.neuron import NeuronSpec
 from search.engine_actor import EngineActor
 from search.entries import start_source
 from search.executor import SearchJob
+from search.lives import Lives
 from search.resources import ENGINE_CPUS, Spot
 
-#: How often engines are asked for events that they have to tell.
-TELL_SECONDS = 5.0
+#: How often engines are asked for events that they have to tell, and for what they did: no more is lost if one dies.
+TELL_SECONDS = 1.0
 
 
 class Engines:
@@ -42,6 +43,7 @@ class Engines:
         self._spots = resources.spots
         self._failure: NX46Error | None = None
         self._asked: dict[Any, int] = {}
+        self._lives = Lives()
         self._ask_again = time.monotonic() + TELL_SECONDS
         self.expect(job.expected)
 
@@ -65,29 +67,35 @@ class Engines:
                 continue
             spot = self._spots[place]
             self._sink.emit("ENGINE_READY", engine=place, device=spot.device, kind=spot.kind, **found)
-            self._asked[self.actors[place].notes.remote()] = place
+            self._asked[self.actors[place].told.remote()] = place
         for one, place in _there(self._asked):
-            self._tell(place, ray.get(one))
+            self._tell(place, *ray.get(one))
         if time.monotonic() >= self._ask_again and not self._pending and not self._asked:
             self._ask_again = time.monotonic() + TELL_SECONDS
-            self._asked = {actor.notes.remote(): place for place, actor in enumerate(self.actors)}
+            self._asked = {actor.told.remote(): place for place, actor in enumerate(self.actors)}
         return self._failure
 
-    def _tell(self, place: int, notes: list[tuple[str, dict[str, Any]]]) -> None:
+    def _tell(self, place: int, notes: list[tuple[str, dict[str, Any]]], stats: dict[str, Any] | None) -> None:
         for event, fields in notes:
             self._sink.emit(event, engine=place, **fields)
+        if stats is not None:
+            self._lives.tell(place, stats)
 
     def stats(self) -> list[dict[str, Any]]:
-        """Of each engine; what they have to tell is told first."""
-        stats = ray.get([actor.stats.remote() for actor in self.actors])
+        """Of each engine, over all its lives as far as they are known; what they have to tell is told first.
+
+        Raises:
+            NX46Error: one could not be built.
+        """
+        ray.get([actor.stats.remote() for actor in self.actors])
         if self.failure is not None:
             raise self.failure
-        for asked, place in [*self._asked.items(), *((a.notes.remote(), n) for n, a in enumerate(self.actors))]:
-            self._tell(place, ray.get(asked))
+        for asked, place in [*self._asked.items(), *((a.told.remote(), n) for n, a in enumerate(self.actors))]:
+            self._tell(place, *ray.get(asked))
         if self._entries is not None:
             sent = ray.get(self._entries.sent.remote())
             self._sink.emit("ENTRIES_SENT", entries=len(sent), times=sum(sent.values()))
-        return stats
+        return [self._lives.total(place) for place in range(len(self.actors))]
 
     def end(self) -> None:
         for actor in (*self.actors, *([self._entries] if self._entries is not None else [])):

@@ -13,7 +13,8 @@ class Tally:
 
     ``search``: wall, from an executor's start to its end; ``ray_init`` of it until Ray was there; ``engine_busy``: an
     engine's in passes, the busiest one's; ``gpu``: the longest that a GPU worked, synchronised; ``trial_log``,
-    ``trial_checkpoint``: trials' in their event logs and in the store.
+    ``trial_checkpoint``: trials' in their event logs and in the store. ``engine_restarts``: engines that died and were
+    started again; what they did until they last told of it is in the sums.
     """
 
     search_seconds: float = 0.0
@@ -27,6 +28,7 @@ class Tally:
     trial_checkpoints: int = 0
     trials: int = 0
     gpu_peak_bytes: int = 0
+    engine_restarts: int = 0
 
     @property
     def overhead_seconds(self) -> float:
@@ -47,6 +49,7 @@ class Tally:
         self.gpu_seconds += max((float(one["gpu_seconds"]) for one in stats), default=0.0)
         self.lane_iterations += sum(int(one["lane_iterations"]) for one in stats)
         self.gpu_peak_bytes = max([self.gpu_peak_bytes, *(int(one["gpu_peak_bytes"]) for one in stats)])
+        self.engine_restarts += sum(int(one.get("restarts", 0)) for one in stats)
 
     def add(self, other: Tally) -> None:
         """Another search of the same session."""
@@ -63,6 +66,7 @@ def engine_fields(tally: Tally) -> dict[str, Any]:
         "search_seconds": tally.search_seconds, "overhead_seconds": tally.overhead_seconds,
         "trial_log_seconds": tally.trial_log_seconds, "trial_checkpoint_seconds": tally.trial_checkpoint_seconds,
         "trial_events": tally.trial_events, "trial_checkpoints": tally.trial_checkpoints,
+        "restarts": tally.engine_restarts,
     }  # fmt: skip
 
 

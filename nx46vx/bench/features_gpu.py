@@ -17,7 +17,7 @@ from nx46vx.features.pool import feature_names
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.sampling import case_seed, sample_balanced
 from nx46vx.features.spread import usable_cpus
-from nx46vx.runtime.device import choose_device
+from nx46vx.runtime.device import Gpu
 
 #: Samples of a case and edge of the processor's blocks, as the shipped configurations have them.
 SAMPLES, BLOCK = 40_000, 160
@@ -35,18 +35,17 @@ class Sizes:
 QUICK = Sizes(volume=128, repetitions=3)
 
 
-def measure(sizes: Sizes) -> dict[str, Any]:
+def measure(sizes: Sizes, device: Gpu) -> dict[str, Any]:
     """Seconds of a case's features by the wall and by the GPU's clock, of the processor's part beside them and of the
     processor alone, most memory that CuPy held, and whether both ways give the same bits.
 
     Raises:
-        EnvironmentFault: there is no GPU that computes features.
+        EnvironmentFault: the GPU does not compute features.
     """
-    device = choose_device("auto")
-    gpu, reason = open_gpu(device.gpus[0].index) if device.gpus else (None, device.reason)
+    gpu, reason = open_gpu(device.index)
     if gpu is None:
         raise EnvironmentFault(
-            "there is no GPU to measure features on", where="--device cuda", found=reason,
+            "this GPU does not compute features", where=f"--device, {device.name}", found=reason,
             fix="leave --device out, or mend what is named",
         )  # fmt: skip
     volume, label = make_case((sizes.volume,) * 3, scroll=1, seed=1)
@@ -68,9 +67,11 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         figures["processor_s"].append(time.perf_counter() - started)
         same = same and np.array_equal(found, expected)
     if failed:
-        raise EnvironmentFault("the GPU failed", where="--device cuda", found=failed[0], fix="mend what is named")
+        raise EnvironmentFault(
+            "the GPU failed", where=f"--device, {device.name}", found=failed[0], fix="mend what is named"
+        )
     return {
-        "gpu": device.gpus[0].name, "cupy": gpu.version, "volume_edge": sizes.volume, "samples": len(index),
+        "gpu": device.name, "cupy": gpu.version, "volume_edge": sizes.volume, "samples": len(index),
         "same_bits": same, "times_out_of_memory": sampling.shrunk, "held_gib": gpu.held_bytes() / GIB,
         **{name: values[1:] for name, values in figures.items()},
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from nx46vx.model.samples import FitData
 from nx46vx.model.solver import TileSolver, step_together
 from nx46vx.runtime.digest import digest_json
 from nx46vx.settings import GridSettings
+
+if TYPE_CHECKING:
+    from nx46vx.model.passes_gpu import GpuPasses
 
 #: Features in the pool and in a view, and meta-neurons, as in the shipped configurations.
 POOL, VIEW, NEURONS = 24, 6, 9
@@ -75,7 +79,9 @@ def spread_out(candidates: list[Candidate], count: int) -> list[Candidate]:
     return [candidates[index] for index in sorted(chosen)]
 
 
-def iterations_ns(passes: Passes, plan: FitPlan, candidates: list[Candidate], iterations: int) -> float:
+def iterations_ns(
+    passes: Passes | GpuPasses, plan: FitPlan, candidates: list[Candidate], iterations: int
+) -> float:  # fmt: skip
     """The engine's iterations for some lanes, from the start: a pass over the samples, and a solver's step.
 
     Nanoseconds per sample, lane and iteration. ``passes`` knows the plan's neurons.

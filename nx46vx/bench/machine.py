@@ -11,8 +11,27 @@ from typing import Any
 import psutil
 
 from nx46vx import __version__
+from nx46vx.errors import UsageError
+from nx46vx.runtime.device import Gpu, choose_device
 from nx46vx.runtime.numeric import PINNED
 from search.resources import usable_cpus
+
+
+def find_gpu(asked: str) -> Gpu | None:
+    """The GPU that a run would take first; None where there is none and ``asked`` is ``auto``, not ``cuda``.
+
+    Raises:
+        UsageError: it is ``cuda``, and no GPU runs a kernel here.
+    """
+    found = choose_device("auto")
+    if found.gpus:
+        return found.gpus[0]
+    if asked == "cuda":
+        raise UsageError(
+            "there is no GPU to measure", where="--device cuda", found=found.reason,
+            fix="leave --device out, or say --device auto, to measure the CPU; or mend the driver",
+        )  # fmt: skip
+    return None
 
 
 def machine_facts(folder: Path | None = None) -> dict[str, Any]:

@@ -14,11 +14,24 @@ from nx46vx.errors import UsageError
 
 if TYPE_CHECKING:
     from nx46vx.bench.frame import Outcome
+    from nx46vx.runtime.device import Gpu
 
 bench = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
 
+
+class Device(StrEnum):
+    """What computes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    AUTO = "auto"
+
+
 Quick = Annotated[bool, typer.Option("--quick", help="Smaller sizes, within a minute.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Computes = Annotated[
+    Device, typer.Option("--device", help="cuda: a GPU, or an error where there is none; auto: one if it is there.")
+]
 Where = Annotated[Path | None, typer.Option("--dir", help="Write below this folder; the system's temporary one else.")]
 
 
@@ -31,8 +44,15 @@ def durability(quick: Quick = False, json: Json = False, folder: Where = None) -
 
 
 @bench.command()
-def engine(quick: Quick = False, json: Json = False) -> None:
-    """Cost per sample, candidate and iteration of the whole grid, against the serial pattern and against one lane."""
+def engine(quick: Quick = False, json: Json = False, device: Computes = Device.CPU) -> None:
+    """Cost per sample, candidate and iteration of the whole grid, against the serial pattern and against one lane; on a
+    GPU seconds at full size, memory, and how near a pass comes to the memory's speed."""
+    if (gpu := _gpu(device)) is not None:
+        from nx46vx.bench import engine_gpu
+
+        sizes = engine_gpu.QUICK if quick else engine_gpu.Sizes()
+        _show(engine_gpu.measure(sizes, f"cuda:{gpu.index}", gpu.kind), quick, json)
+        return
     from nx46vx.bench import engine as module
 
     _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json)
@@ -68,27 +88,19 @@ def scaling(quick: Quick = False, json: Json = False, folder: Where = None) -> N
     _show(module.measure(module.QUICK if quick else module.Sizes(), folder), quick, json, folder)
 
 
-class Device(StrEnum):
-    """What computes."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
 @bench.command()
-def features(
-    quick: Quick = False, json: Json = False,
-    device: Annotated[Device, typer.Option("--device", help="cuda: a case's samples on the GPU.")] = Device.CPU,
-) -> None:  # fmt: skip
+def features(quick: Quick = False, json: Json = False, device: Computes = Device.CPU) -> None:
     """The feature pool against SciPy filter by filter; a whole volume, a case's samples, the cache's warm start."""
-    from nx46vx.bench import features as module
-    from nx46vx.bench import features_gpu
     from nx46vx.bench.frame import outcome_of
 
-    if device is Device.CUDA:
-        found = features_gpu.measure(features_gpu.QUICK if quick else features_gpu.Sizes())
-        _show(outcome_of("features --device cuda", found, features_gpu.BOUNDS), quick, json)
+    if (gpu := _gpu(device)) is not None:
+        from nx46vx.bench import features_gpu
+
+        found = features_gpu.measure(features_gpu.QUICK if quick else features_gpu.Sizes(), gpu)
+        _show(outcome_of("features", found, features_gpu.BOUNDS), quick, json)
         return
+    from nx46vx.bench import features as module
+
     _show(outcome_of("features", module.measure(quick), module.BOUNDS), quick, json)
 
 
@@ -123,6 +135,15 @@ def quality(quick: Quick = False, json: Json = False) -> None:
     from nx46vx.bench import quality as module
 
     _show(module.measure(module.QUICK if quick else module.Sizes()), quick, json, own_table=module.table)
+
+
+def _gpu(device: Device) -> Gpu | None:
+    """The GPU to measure on, or None for the CPU."""
+    if device is Device.CPU:
+        return None
+    from nx46vx.bench.machine import find_gpu
+
+    return find_gpu(device.value)
 
 
 def _show(

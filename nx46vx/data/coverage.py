@@ -14,6 +14,7 @@ from nx46vx.data.splits import seeded_order
 from nx46vx.data.volume_io import read_volume
 from nx46vx.errors import DataError
 from nx46vx.runtime.digest import digest_file
+from nx46vx.runtime.io_clock import IoClock
 from nx46vx.runtime.sink import EventSink
 
 
@@ -28,8 +29,10 @@ class Coverage:
     justified: bool
 
 
-def preflight(dataset: Dataset, *, fraction: float, seed: int, sink: EventSink) -> None:
+def preflight(dataset: Dataset, *, fraction: float, seed: int, sink: EventSink, io: IoClock | None = None) -> None:
     """Read ``ceil(fraction * n)`` pairs and test volumes whole, at least one of each, chosen by the seed.
+
+    ``io`` counts the reading.
 
     Raises:
         DataError: a file is damaged or is no longer what discovery found.
@@ -42,9 +45,10 @@ def preflight(dataset: Dataset, *, fraction: float, seed: int, sink: EventSink) 
     )  # fmt: skip
     started, total = time.monotonic(), 0
     for case in (*train, *test):
-        total += _read(case, case.image, case.image_digest)
-        if case.label is not None:
-            total += _read(case, case.label, case.label_digest, counts=case.counts)
+        with (io or IoClock()).counting("read_volumes"):
+            total += _read(case, case.image, case.image_digest)
+            if case.label is not None:
+                total += _read(case, case.label, case.label_digest, counts=case.counts)
     sink.emit(
         "PREFLIGHT_OK", train_pairs=len(train), test_files=len(test), files=2 * len(train) + len(test), bytes=total,
         seconds=time.monotonic() - started,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from nx46vx.data.cases import SKIPPED_BY_CONFIG, Case, Dataset
 from nx46vx.data.coverage import Coverage, preflight, select_pairs
 from nx46vx.data.integrity import DigestBook, FileFacts, Mapper, try_measure
 from nx46vx.errors import DataError, EnvironmentFault, NX46Error
+from nx46vx.runtime.io_clock import IoClock
 from nx46vx.runtime.sink import EventSink
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES = "train_images", "train_labels", "test_images"
@@ -23,9 +25,12 @@ __all__ = ["Case", "Coverage", "Dataset", "discover", "preflight", "select_pairs
 
 
 def discover(
-    data_dir: Path, *, book: DigestBook, sink: EventSink, executor: Mapper, skip_cases: Collection[str] = ()
-) -> Dataset:
+    data_dir: Path, *, book: DigestBook, sink: EventSink, executor: Mapper, skip_cases: Collection[str] = (),
+    io: IoClock | None = None,
+) -> Dataset:  # fmt: skip
     """Find the pairs and the test volumes, measure what the book does not know, skip what cannot be used, by name.
+
+    ``io`` counts the reading.
 
     Raises:
         DataError: a folder is missing or empty, no pairs, fewer than three usable ones, or a bad test file.
@@ -47,7 +52,7 @@ def discover(
     wanted = [case_id for case_id in pairs if case_id not in skips]
     files = [(path, label) for case_id in wanted for path, label in ((images[case_id], False), (labels[case_id], True))]
     files += [(path, False) for _, path in sorted(tests.items())]
-    facts = _measure(files, book=book, sink=sink, executor=executor)
+    facts = _measure(files, book=book, sink=sink, executor=executor, io=io or IoClock())
 
     train: list[Case] = []
     for case_id in wanted:
@@ -102,13 +107,13 @@ def _listing(folder: Path) -> dict[str, Path]:
 
 
 def _measure(
-    files: list[tuple[Path, bool]], *, book: DigestBook, sink: EventSink, executor: Mapper
+    files: list[tuple[Path, bool]], *, book: DigestBook, sink: EventSink, executor: Mapper, io: IoClock
 ) -> dict[Path, FileFacts | NX46Error]:
     """Facts of every file, from the book or measured over the executor; the book is saved as it grows."""
     known: dict[Path, FileFacts | NX46Error | None] = {path: book.get(path, label=label) for path, label in files}
     todo = [(path, label) for path, label in files if known[path] is None]
     fresh: Iterator[FileFacts | NX46Error] = executor.map(
-        try_measure, [path for path, _ in todo], [label for _, label in todo]
+        partial(_measured, io), [path for path, _ in todo], [label for _, label in todo]
     )
     facts: dict[Path, FileFacts | NX46Error] = {}
     measured = 0
@@ -130,6 +135,11 @@ def _measure(
     finally:
         book.save()
     return facts
+
+
+def _measured(io: IoClock, path: Path, label: bool) -> FileFacts | NX46Error:
+    with io.counting("read_volumes"):
+        return try_measure(path, label)
 
 
 def _pair(case_id: str, image: Path, label: Path, facts: Mapping[Path, FileFacts | NX46Error]) -> Case | str:

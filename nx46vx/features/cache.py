@@ -16,6 +16,7 @@ from nx46vx.features.entry import CaseSamples, Store, entry_path, entry_problem,
 from nx46vx.features.reading import ReadAhead
 from nx46vx.features.request import Role, SampleRequest
 from nx46vx.features.spread import usable_cpus
+from nx46vx.runtime.io_clock import IoClock
 from nx46vx.runtime.sink import EventSink
 
 _SPARE_BYTES = 16 << 20  # left free beside the estimate
@@ -30,11 +31,12 @@ class Executor(Protocol):
 class FeatureCache:
     """Entries below ``root``; any number of processes and runs may use one cache at the same time.
 
-    ``store`` says how new entries keep their features: mapped as they are, or compressed in chunks.
+    ``store`` says how new entries keep their features: mapped as they are, or compressed in chunks. ``io`` counts the
+    reading and writing.
     """
 
-    def __init__(self, root: Path, *, sink: EventSink, store: Store = "npy") -> None:
-        self.root, self._sink, self._store = Path(root), sink, store
+    def __init__(self, root: Path, *, sink: EventSink, store: Store = "npy", io: IoClock | None = None) -> None:
+        self.root, self._sink, self._store, self._io = Path(root), sink, store, io or IoClock()
 
     def path(self, key: str) -> Path:
         return entry_path(self.root, key)
@@ -53,7 +55,8 @@ class FeatureCache:
         Raises:
             IntegrityError: it is absent or damaged.
         """
-        return open_entry(self.path(key), role)
+        with self._io.counting("map_features"):
+            return open_entry(self.path(key), role)
 
     def facts(self, key: str) -> dict[str, Any]:
         """What decided an entry's samples (see ``SampleRequest.facts``).
@@ -97,11 +100,11 @@ class FeatureCache:
         """
         missing = self._missing(requests)
         self._prepare(list(missing.values()))
-        ahead = ReadAhead(list(missing.values()))
+        ahead = ReadAhead(list(missing.values()), self._io)
         # Where there are fewer cases than processors, each case gets some.
         build = partial(
             build_case, threads=max(1, usable_cpus() // max(1, len(missing))), read=ahead, store=self._store,
-            sampling=sampling,
+            sampling=sampling, io=self._io,
         )  # fmt: skip
         done = executor.map(build, [self.root] * len(missing), missing.values()) if missing else iter(())
         ready = {request.key for request in requests} - missing.keys()

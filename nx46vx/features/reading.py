@@ -12,6 +12,7 @@ import numpy as np
 from nx46vx.data.volume_io import read_volume
 from nx46vx.errors import DataError
 from nx46vx.features.request import SampleRequest
+from nx46vx.runtime.io_clock import IoClock
 
 #: Reads a request's label and image, each ``(z, y, x)`` uint8.
 Reader = Callable[[SampleRequest], tuple[np.ndarray, np.ndarray]]
@@ -31,10 +32,10 @@ def read_case(request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
 
 class ReadAhead:
     """A ``Reader`` for requests that come in about this order: when one is asked for, the one after it is read in the
-    background. One pair of volumes is held ahead, no more. Sent to another process it only reads."""
+    background. One pair of volumes is held ahead, no more. Sent to another process it only reads. ``io`` counts it."""
 
-    def __init__(self, requests: Sequence[SampleRequest]) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, requests: Sequence[SampleRequest], io: IoClock | None = None) -> None:
+        self._lock, self._io = threading.Lock(), io or IoClock()
         self._requests, self._place = requests, {request.key: place for place, request in enumerate(requests)}
         self._begun = -1  # the furthest place that was asked for
         self._ahead: tuple[int, Future[tuple[np.ndarray, np.ndarray]]] | None = None
@@ -49,8 +50,11 @@ class ReadAhead:
                 following = place + 1
                 self._ahead = None  # one that was passed by is read when it is asked for after all
                 if following < len(self._requests):
-                    self._ahead = following, self._pool.submit(_in_memory, self._requests[following])
-        return read_case(request) if ready is None else ready.result()
+                    self._ahead = following, self._pool.submit(self._in_memory, self._requests[following])
+        if ready is not None:
+            return ready.result()
+        with self._io.counting("read_volumes"):
+            return read_case(request)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _plain_reader, ()
@@ -61,10 +65,10 @@ class ReadAhead:
             self._begun = len(self._requests)
         self._pool.shutdown(wait=False)
 
-
-def _in_memory(request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
-    label, image = (np.array(part) if isinstance(part, np.memmap) else part for part in read_case(request))
-    return label, image
+    def _in_memory(self, request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
+        with self._io.counting("read_volumes"):
+            label, image = (np.array(part) if isinstance(part, np.memmap) else part for part in read_case(request))
+        return label, image
 
 
 def _plain_reader() -> Reader:

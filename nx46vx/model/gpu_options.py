@@ -21,6 +21,39 @@ def plain_curves(z: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, t
     return torch.nn.functional.softplus(z), torch.sigmoid_(z).mul_(weight)
 
 
+def in_words(error: Exception) -> str:
+    """An error's kind and the first line of what it says: torch and CUDA have many kinds, and say much."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+class CurvesInUse:
+    """Compiled curves until a call of them fails, with a word, and plain ones from then on.
+
+    The trial before the first pass cannot see all that may go wrong later: another length that is compiled for itself,
+    torch's giving up after some compilations, a kernel that finds no memory. What was found equal enough then may take
+    the place of the other at any call.
+    """
+
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
+        self.curves: Curves = plain_curves
+
+    def of(
+        self, logits: Callable[[], torch.Tensor], weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """The curves of ``logits()``, which is asked again after a failure: those given away may be overwritten."""
+        if self.curves is not plain_curves:
+            z = logits()
+            try:
+                return self.curves(z, weight)
+            except Exception as error:
+                self.curves = plain_curves
+                self._notes.add("GPU_OPTION_FALLBACK", option="compile", reason=in_words(error))
+            del z
+        return plain_curves(logits(), weight)
+
+
 class Products:
     """How matrix products are computed: in float32, or reduced (TF32) once that is allowed."""
 
@@ -79,8 +112,7 @@ class Graphs:
                 self._notes.add("GPU_OPTION_DECISION", option="cuda_graphs", used=True, tiles=list(key))
             except Exception as error:  # torch and CUDA have many kinds of their own
                 self._broken = True
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                self._notes.add("GPU_OPTION_FALLBACK", option="cuda_graphs", reason=reason)
+                self._notes.add("GPU_OPTION_FALLBACK", option="cuda_graphs", reason=in_words(error))
         if self._broken or key not in self._recorded:
             return work(weights)
         graph, given, found = self._recorded[key]

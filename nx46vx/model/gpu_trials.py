@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nx46vx.model.candidates import TILE
-from nx46vx.model.gpu_options import Curves, Products
+from nx46vx.model.gpu_options import Curves, Products, in_words
 from nx46vx.model.neuron import fold
 from nx46vx.model.notes import Notes
 
@@ -29,18 +29,18 @@ STEPS = 10
 def try_compiling(curves: Curves, weight: torch.Tensor, notes: Notes) -> Curves:
     """The curves through torch.compile, if that works and gives the same figures; else as they are.
 
-    One compilation for all lengths: torch gives up, without a word, after some eight of a kind.
+    One compilation for all lengths: torch gives up after some eight of a kind, and without ``fullgraph`` it would not
+    say so.
     """
     started = time.perf_counter()
     z = torch.linspace(-30, 30, TILE * weight.numel(), device=weight.device).view(TILE, -1)
     try:
-        made: Curves = torch.compile(curves, dynamic=True)
+        made: Curves = torch.compile(curves, dynamic=True, fullgraph=True)
         expected, found = curves(z.clone(), weight), made(z.clone(), weight)
         for one, other in zip(expected, found, strict=True):
             torch.testing.assert_close(other, one, rtol=LIMIT, atol=LIMIT)
     except Exception as error:  # a missing compiler, an old GPU, a fault of the compiler: torch has a kind for each
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        notes.add("GPU_OPTION_FALLBACK", option="compile", reason=f"{type(error).__name__}: {reason}")
+        notes.add("GPU_OPTION_FALLBACK", option="compile", reason=in_words(error))
         return curves
     notes.add("GPU_OPTION_DECISION", option="compile", used=True, seconds=time.perf_counter() - started)
     return made

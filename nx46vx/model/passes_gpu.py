@@ -12,6 +12,7 @@ What depends on the labels alone is linear in the weights and computed once: wit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ import torch
 from nx46vx.errors import EnvironmentFault
 from nx46vx.model.candidates import TILE
 from nx46vx.model.gpu_clock import GpuClock
-from nx46vx.model.gpu_options import Curves, Graphs, Products, plain_curves
+from nx46vx.model.gpu_options import CurvesInUse, Graphs, Products, plain_curves
 from nx46vx.model.gpu_resident import BLOCK, Resident
 from nx46vx.model.metrics import THRESHOLDS, Counts
 from nx46vx.model.neuron import NeuronSpec, fold, logit, unfold_gradient
@@ -79,7 +80,7 @@ class GpuPasses:
         self.data, self.device = data, torch.device(device)
         self.notes, self._options, self._chunk = notes or Notes(), options or EngineOptions(), chunk_blocks
         self._clock, self._products = GpuClock(self.device), Products(self.device)
-        self._curves: Curves = plain_curves
+        self._curves = CurvesInUse(self.notes)
         self._graphs = Graphs(self.device, self.notes) if self._options.cuda_graphs else None
         self._tiles: dict[int, Tile] = {}
         self._settled = False
@@ -101,6 +102,12 @@ class GpuPasses:
     @property
     def gpu_peak_bytes(self) -> int:
         return self._clock.peak_bytes
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes of features that one pass over the training samples gathers for all its tiles."""
+        pieces = sum(part.x.numel() + part.g.numel() for tile in self._tiles.values() for part in tile.parts)
+        return pieces * BLOCK * self._train.pieces.element_size()
 
     def add(self, spec: NeuronSpec, multiplicity: np.ndarray) -> None:
         """Make a meta-neuron known, with the times that each group is drawn."""
@@ -181,7 +188,7 @@ class GpuPasses:
         for part in tile.parts:
             design = self._design(tile, part, self._train)
             columns, n = design.shape
-            curve, slope = self._curves(weights.T @ design, part.weight)
+            curve, slope = self._curves.of(functools.partial(torch.matmul, weights.T, design), part.weight)
             blocks = part.weight.view(-1, BLOCK, 1)
             loss = torch.bmm(curve.view(TILE, -1, BLOCK).transpose(0, 1), blocks)
             moved = slope.view(TILE, -1, BLOCK).permute(1, 2, 0)
@@ -246,7 +253,7 @@ class GpuPasses:
         self._settled = True
         tile = self._tiles[min(self._tiles)]
         if self._options.compile:
-            self._curves = try_compiling(self._curves, tile.parts[0].weight, self.notes)
+            self._curves.curves = try_compiling(plain_curves, tile.parts[0].weight, self.notes)
         if self._options.mixed_precision:
             try_reduced_precision(
                 self._products, lambda w: self._tile_sums(tile, self._on_device(w)).cpu().numpy(), tile, self.notes

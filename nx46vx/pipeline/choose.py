@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from nx46vx.data.cases import Case
-from nx46vx.data.volume_io import read_volume
 from nx46vx.inference.baseline import best_intensity_threshold, class_histograms
 from nx46vx.logs import say
 from nx46vx.model.ensemble import Ensemble
@@ -76,8 +75,8 @@ def _holdout(session: Session, cases: Cases, fit: FitResult, ensemble: Ensemble,
     """Figures on the hold-out cases; the intensity threshold is tuned on the training cases."""
     holdout = evaluate(ensemble.members, fit.data.pool, fit.holdout)
     scores = combined_logits(ensemble, holdout, fit.data.pool, fit.holdout)
-    baseline = best_intensity_threshold(_histograms(case) for case in cases.of("train"))
-    counted = np.add.reduce([_sampled_histograms(cases, samples) for samples in fit.holdout])
+    baseline = best_intensity_threshold(_histograms(session, case) for case in cases.of("train"))
+    counted = np.add.reduce([_sampled_histograms(session, cases, samples) for samples in fit.holdout])
     return {
         **_figures(holdout.logits, scores, holdout.y, threshold_at),
         "intensity_threshold": baseline.value,
@@ -103,14 +102,11 @@ def _figures(logits: np.ndarray, scores: np.ndarray, y: np.ndarray, threshold_at
     }
 
 
-def _histograms(case: Case) -> np.ndarray:
-    assert case.label is not None
-    image = read_volume(case.image, case_id=case.case_id)
-    return class_histograms(image, read_volume(case.label, case_id=case.case_id))
+def _histograms(session: Session, case: Case) -> np.ndarray:
+    return class_histograms(session.image(case), session.label(case))
 
 
-def _sampled_histograms(cases: Cases, samples: Samples) -> np.ndarray:
+def _sampled_histograms(session: Session, cases: Cases, samples: Samples) -> np.ndarray:
     """Grey values of a case's sampled voxels by class, so that both sides are judged on the same voxels."""
-    case = cases.by_id[samples.case_id]
-    grey = read_volume(case.image, case_id=case.case_id).reshape(-1)[samples.index]
+    grey = session.image(cases.by_id[samples.case_id]).reshape(-1)[samples.index]
     return class_histograms(grey, np.asarray(samples.y))

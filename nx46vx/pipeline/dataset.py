@@ -79,11 +79,11 @@ def find_cases(session: Session, executor: Executor) -> Cases:
     with heartbeat(log, "discovery"):
         dataset = discover(
             session.data_dir, book=DigestBook(session.cache_dir / "digests.json"), sink=log, executor=executor,
-            skip_cases=settings.data.skip_cases,
+            skip_cases=settings.data.skip_cases, io=session.io,
         )  # fmt: skip
         session.progress.set("discovery", 1.0)
         session.governor.check()
-        preflight(dataset, fraction=settings.data.preflight_fraction, seed=settings.seed, sink=log)
+        preflight(dataset, fraction=settings.data.preflight_fraction, seed=settings.seed, sink=log, io=session.io)
     session.progress.set("load", 1.0)
     session.governor.check()
     coverage = select_pairs(

@@ -26,18 +26,21 @@ def package(session: Session, cases: Cases, foreground: dict[str, float]) -> dic
         IntegrityError: a rule is broken.
     """
     paths = session.paths
-    write_submission(paths.submission, {case.case_id: paths.mask(case.case_id) for case in cases.dataset.test})
+    with session.io.counting("package"):
+        write_submission(paths.submission, {case.case_id: paths.mask(case.case_id) for case in cases.dataset.test})
     empty = [case_id for case_id, share in foreground.items() if share == 0.0]
     gate = check_submission(
         paths.submission, {case.case_id: case.shape for case in cases.dataset.test}, sink=session.log,
-        empty_allowed=empty,
+        empty_allowed=empty, io=session.io,
     )  # fmt: skip
     if not gate.ok:
         raise IntegrityError(
             "the submission breaks the competition's rules", where=paths.submission, found="; ".join(gate.problems),
             fix="delete the masks folder and run the same command again",
         )  # fmt: skip
-    return {"file": paths.submission.name, "sha512": digest_file(paths.submission), "files": list(gate.files)}
+    with session.io.counting("package"):
+        digest = digest_file(paths.submission)
+    return {"file": paths.submission.name, "sha512": digest, "files": list(gate.files)}
 
 
 def report(

@@ -63,7 +63,8 @@ def load_samples(
     """
     requests = cases.requests(session)
     covered: list[str] = []
-    cache = FeatureCache(session.cache_dir, sink=session.log, store=session.settings.features.store)
+    store = session.settings.features.store
+    cache = FeatureCache(session.cache_dir, sink=session.log, store=store, io=session.io)
     built = {request.case.case_id for request in requests if not cache.has(request.key)}
     if use is not None and not built:
         use.nothing_to_do()

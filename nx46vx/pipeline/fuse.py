@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nx46vx.data.volume_io import read_volume
 from nx46vx.errors import NX46Error, StoppedError
 from nx46vx.inference.predict import probability_volume
 from nx46vx.logs import say
@@ -26,6 +25,7 @@ from nx46vx.pipeline.fit import FitResult
 from nx46vx.pipeline.session import Session
 from nx46vx.pipeline.student import KIND, Trained, best_student
 from nx46vx.runtime.budget import MEASURED_FACTOR
+from nx46vx.runtime.gpu_phases import PhaseUse
 from nx46vx.runtime.heartbeat import heartbeat
 
 if TYPE_CHECKING:
@@ -84,16 +84,20 @@ class Refinement:
         return self.fusion.probability(probability, self.student.logits(volume, self.symmetries))
 
 
-def fuse_student(session: Session, cases: Cases, fit: FitResult, choice: Choice, trained: Trained) -> Refinement | None:
+def fuse_student(
+    session: Session, cases: Cases, fit: FitResult, choice: Choice, trained: Trained, use: PhaseUse
+) -> Refinement | None:  # fmt: skip
     """What the student adds to the ensemble, or None. Decided once, recorded and replayed; emits ``STUDENT_FUSION``.
 
-    Its figures go into ``choice.figures["student"]``.
+    Its figures go into ``choice.figures["student"]``; ``use`` is told how long a GPU worked for it, or that there was
+    nothing to do.
 
     Raises:
         StoppedError: only the time for packaging is left, or a signal.
     """
     best = best_student(session, fit.plan, trained)
     if best is None:
+        use.nothing_to_do()
         return None
     from nx46vx.student.fusion import Fusion
 
@@ -102,9 +106,12 @@ def fuse_student(session: Session, cases: Cases, fit: FitResult, choice: Choice,
     recorded = decisions.get(KIND, "fusion")
     replayed = recorded is not None
     student = _load(session, fit, spec)
-    if recorded is None:
+    if recorded is not None:
+        use.nothing_to_do()
+    else:
         with heartbeat(session.log, "student_fusion"):
             recorded = {**figures, **_judged(session, cases, fit, choice.ensemble, student)}
+        use.on_gpu(student.clock.seconds)
         decisions.put(KIND, "fusion", recorded)
     session.log.emit("STUDENT_FUSION", replayed=replayed, **recorded)
     choice.figures["student"] = recorded
@@ -192,7 +199,7 @@ def _ensemble_seconds(session: Session, cases: Cases, ensemble: Ensemble) -> flo
     if known is not None:
         return known
     case, started = cases.of("validation")[0], time.monotonic()
-    volume = read_volume(case.image, case_id=case.case_id)
+    volume = session.image(case)
     probability_volume(volume, ensemble, block=session.settings.features.block)
     return time.monotonic() - started
 
@@ -217,7 +224,7 @@ def _cases(
             raise StoppedError(f"stopped by {session.governor.reason}", fix="run the same command again to continue")
         seen = evaluate(ensemble.members, fit.data.pool, [samples])
         index = np.asarray(samples.index)[:: max(1, -(-samples.y.size // MAX_SAMPLES))]
-        volume = read_volume(cases.by_id[samples.case_id].image, case_id=samples.case_id)
+        volume = session.image(cases.by_id[samples.case_id])
         logits = student.logits(volume, symmetries).reshape(-1)[index].astype(np.float64)
         neurons = combined_logits(ensemble, seen, fit.data.pool, [samples])
         found.append(FusionCase(samples.case_id, neurons, logits, seen.y))

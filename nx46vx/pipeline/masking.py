@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from nx46vx.data.cases import Case
-from nx46vx.data.volume_io import read_volume
 from nx46vx.errors import StoppedError
 from nx46vx.inference.calibrate import Labelled, calibrate_mask
 from nx46vx.inference.masks.doubt import Prediction
@@ -98,18 +96,10 @@ def _validation(
     found = []
     for case in cases.of("validation")[: session.settings.mask.calibration_volumes]:
         check_time(session)
-        found.append((predicted(session, _image(case), ensemble, vote_at, refine), _label(case)))
+        label = np.asarray(session.label(case))
+        found.append((predicted(session, session.image(case), ensemble, vote_at, refine), label))
     return found
 
 
 def _names(session: Session, cases: Cases) -> list[str]:
     return [case.case_id for case in cases.of("validation")[: session.settings.mask.calibration_volumes]]
-
-
-def _image(case: Case) -> np.ndarray:
-    return read_volume(case.image, case_id=case.case_id)
-
-
-def _label(case: Case) -> np.ndarray:
-    assert case.label is not None
-    return np.asarray(read_volume(case.label, case_id=case.case_id))

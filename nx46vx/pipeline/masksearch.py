@@ -87,7 +87,8 @@ def search_rule(
         scored = MaskVolumes(session.paths.mask_volumes, tuple(cases))
         try:
             for number, (prediction, label) in enumerate(volumes):
-                scored.put(number, prediction, label)
+                with session.io.counting("write_search_volumes"):
+                    scored.put(number, prediction, label)
             source = TrialSource(study, may_go_on, done)
             at_once = min(settings.batch, usable_cpus())
             job = MaskJob(source, scored, session.paths.root, session.fence, at_once, session.stop)

@@ -16,7 +16,7 @@ from nx46vx.settings import Settings
 from search.tally import Tally
 
 #: What the report repeats of the profile.
-SHORT = ("wall_seconds", "outside_phases", "parts", "answers", "rates", "memory", "speedup")
+SHORT = ("wall_seconds", "outside_phases", "parts", "io", "answers", "rates", "memory", "speedup")
 
 
 @dataclass
@@ -54,8 +54,8 @@ class Profiler:
             **summarise(
                 wall_seconds=wall, phases=self.phases,
                 search={**asdict(tally), "overhead_seconds": tally.overhead_seconds},
-                driver_log=LogCost(session.log.written, session.log.seconds), samples=self.samples,
-                candidates=tally.trials, memory=self.peaks.to_json(),
+                driver_log=LogCost(session.log.written, session.log.seconds), io=session.io.figures(),
+                samples=self.samples, candidates=tally.trials, memory=self.peaks.to_json(),
                 previous=times.get(digest) if whole and digest is not None else None,
             ),
         }  # fmt: skip
@@ -67,8 +67,8 @@ class Profiler:
 
 
 def short(figures: dict[str, Any]) -> dict[str, Any]:
-    """The part of a profile that goes into the report."""
-    return {key: figures[key] for key in SHORT}
+    """The part of a profile that goes into the report; those of earlier versions may lack some."""
+    return {key: figures[key] for key in SHORT if key in figures}
 
 
 def _comparable(plan: FitPlan, settings: Settings, test_cases: int) -> str:

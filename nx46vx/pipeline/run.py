@@ -24,7 +24,7 @@ from nx46vx.pipeline.clustering import Machines, check_machines, find_machines
 from nx46vx.pipeline.dataset import find_cases
 from nx46vx.pipeline.deliver import finish, hand_in, package, report
 from nx46vx.pipeline.fit import FitResult, freeze, load_samples, search
-from nx46vx.pipeline.fuse import fuse_student
+from nx46vx.pipeline.fuse import Refinement, fuse_student
 from nx46vx.pipeline.governing import check_budget, remember_phases
 from nx46vx.pipeline.masking import choose_rule
 from nx46vx.pipeline.planfile import write_plan
@@ -43,6 +43,7 @@ from nx46vx.runtime.stop import StopFlag
 from nx46vx.settings import Settings, result_keys
 from search.executor import Executor
 from search.resources import Resources, usable_cpus
+from search.student import own_device
 
 
 def run(
@@ -152,6 +153,7 @@ def _stages(
     searched, trained = complete, Trained(complete)
     if complete and session.settings.student.enabled:
         with stage("student") as use:
+            use.reason = _student_on_cpu(resources)
             trained = train_student(session, cases, plan, resources, watch)
             use.on_gpu(sum(watch.student_gpu_seconds.values()))
             if not watch.student_steps:
@@ -164,22 +166,21 @@ def _stages(
         choice = choose(session, cases, fit)
     refine = None
     if trained.specs:
-        with stage("student_fusion"):
-            refine = fuse_student(session, cases, fit, choice, trained)
+        with stage("student_fusion") as use:
+            use.reason = _student_on_cpu(resources)
+            refine = fuse_student(session, cases, fit, choice, trained, use)
     session.costs.add("ensemble", seconds["ensemble"])
-    with stage("mask_rule"):
+    with stage("mask_rule") as use, _student_counted(use, refine):
         chosen = choose_rule(session, cases, choice, refine, search=complete)
     if chosen.undecided:
         complete = False
         fit = replace(fit, complete=False)
         write_ensemble(session, choice.ensemble, complete=False)
         _flush(session, fit)
-    with stage("segment") as use:
+    with stage("segment") as use, _student_counted(use, refine):
         if all(session.paths.mask(case.case_id).exists() for case in cases.dataset.test):
             use.nothing_to_do()
-        worked = refine.gpu_seconds if refine is not None else 0.0
         segmented = segment(session, cases, choice.ensemble, chosen, counts=complete, refine=refine)
-        use.on_gpu(refine.gpu_seconds - worked if refine is not None else 0.0)
     with stage("package"):
         started = time.monotonic()
         submission = package(session, cases, segmented["foreground"])
@@ -208,6 +209,20 @@ def _stages(
     if session.fence == 1:  # a resumed session did only a part of some phases
         remember_phases(session.settings, session.progress.phase_seconds())
     return fit, value
+
+
+@contextmanager
+def _student_counted(use: PhaseUse, refine: Refinement | None) -> Iterator[None]:
+    """What a GPU works for the student inside counts as the phase's."""
+    worked = refine.gpu_seconds if refine is not None else 0.0
+    yield
+    use.on_gpu(refine.gpu_seconds - worked if refine is not None else 0.0)
+
+
+def _student_on_cpu(resources: Resources) -> str:
+    """Why no GPU works for the student, if that is so although the search has some."""
+    device = own_device(resources)
+    return f"the student works on this machine, whose device is the CPU: {device.reason}" if not device.count else ""
 
 
 def _flush(session: Session, fit: FitResult) -> None:

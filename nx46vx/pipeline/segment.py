@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nx46vx.data.cases import Case
-from nx46vx.data.volume_io import read_volume, write_volume
+from nx46vx.data.volume_io import read_volume
 from nx46vx.inference.masks.doubt import Prediction
 from nx46vx.inference.masks.profile import VolumeProfile
 from nx46vx.inference.postprocess import make_mask
@@ -56,7 +56,7 @@ def segment(
             session.log.emit("MASK_THRESHOLDS", case_id=case.case_id, **thresholds[case.case_id], **profile.to_json())
             mask = make_mask(prediction, parameters)
             trace_array(session.log, "mask", mask, case_id=case.case_id)
-            write_volume(session.paths.mask(case.case_id), mask, compression=None)
+            session.write(session.paths.mask(case.case_id), mask, compression=None)
             foreground[case.case_id] = float(np.count_nonzero(mask) / mask.size)
             session.costs.add("segment_case", time.monotonic() - started)
             if counts:
@@ -78,7 +78,7 @@ def _keep_maps(session: Session, case_id: str, prediction: Prediction) -> None:
         for name in session.paths.MAPS:
             values = getattr(prediction, name)
             trace_array(session.log, name, values, case_id=case_id)
-            write_volume(session.paths.map(case_id, name), values)
+            session.write(session.paths.map(case_id, name), values)
 
 
 def _volumes(session: Session, cases: Sequence[Case]) -> Generator[tuple[Case, np.ndarray]]:
@@ -87,12 +87,13 @@ def _volumes(session: Session, cases: Sequence[Case]) -> Generator[tuple[Case, n
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as reader:
         for case, following in itertools.zip_longest(cases, cases[1:]):
             check_time(session)
-            volume = ahead.result() if ahead is not None else read_volume(case.image, case_id=case.case_id)
+            volume = ahead.result() if ahead is not None else session.image(case)
             ahead = None
             if following is not None and "prefetch" in session.governor.actions:
-                ahead = reader.submit(_in_memory, following)
+                ahead = reader.submit(_in_memory, session, following)
             yield case, volume
 
 
-def _in_memory(case: Case) -> np.ndarray:
-    return np.array(read_volume(case.image, case_id=case.case_id))
+def _in_memory(session: Session, case: Case) -> np.ndarray:
+    with session.io.counting("read_volumes"):
+        return np.array(read_volume(case.image, case_id=case.case_id))

@@ -12,7 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nx46vx import __version__
+from nx46vx.data.cases import Case
+from nx46vx.data.volume_io import Compression, read_volume, write_volume
 from nx46vx.errors import UsageError, from_os_error
 from nx46vx.events.writer import EventLog
 from nx46vx.model.fitplan import FitPlan
@@ -26,6 +30,7 @@ from nx46vx.runtime.checkpoint import CheckpointStore
 from nx46vx.runtime.costs import CostBook
 from nx46vx.runtime.device import choose_device
 from nx46vx.runtime.digest import canonical_json
+from nx46vx.runtime.io_clock import IoClock
 from nx46vx.runtime.lock import DirectoryLock
 from nx46vx.runtime.numeric import numeric_environment
 from nx46vx.runtime.progress import Progress
@@ -40,7 +45,7 @@ class Session:
     """What every stage of a run needs. ``fence`` grows with each session on the directory.
 
     ``retrain``: candidates whose checkpoints do not fit are trained anew instead of refused. ``differing``: what this
-    session found that may give other bits than the run's first session had.
+    session found that may give other bits than the run's first session had. ``io`` counts reading and writing.
     """
 
     settings: Settings
@@ -55,6 +60,7 @@ class Session:
     progress: Progress
     retrain: bool = False
     differing: list[str] = field(default_factory=list)
+    io: IoClock = field(default_factory=IoClock)
 
     @property
     def cache_dir(self) -> Path:
@@ -75,6 +81,24 @@ class Session:
     def data_dir(self) -> Path:
         """The dataset: the configured one, or the volumes that the run made for itself."""
         return (self.settings.data.dir or self.paths.data).absolute()
+
+    def image(self, case: Case) -> np.ndarray:
+        """A case's volume, ``(z, y, x)`` uint8; see ``read_volume``."""
+        return self._read(case.image, case.case_id)
+
+    def label(self, case: Case) -> np.ndarray:
+        """Its label, likewise; for cases that have one."""
+        assert case.label is not None
+        return self._read(case.label, case.case_id)
+
+    def write(self, path: Path, volume: np.ndarray, *, compression: Compression = "deflate") -> None:
+        """Write a mask or a map; see ``write_volume``."""
+        with self.io.counting("write_masks"):
+            write_volume(path, volume, compression=compression)
+
+    def _read(self, path: Path, case_id: str) -> np.ndarray:
+        with self.io.counting("read_volumes"):
+            return read_volume(path, case_id=case_id)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 _PARTS = {
     "compute": "engine in passes", "event_log": "writing events, all processes",
-    "checkpoints": "writing checkpoints, all processes",
+    "checkpoints": "writing checkpoints, all processes", "io": "reading volumes, writing features and masks",
     "ray_init": "starting Ray", "search_overhead": "search besides Ray's start and the engine",
 }  # fmt: skip
 
@@ -16,13 +16,13 @@ def profile_lines(profile: Mapping[str, Any] | None, gpu: Mapping[str, Any] | No
     """Markdown; nothing for runs of versions that measured nothing."""
     if profile is None or gpu is None:
         return []
-    rates, memory, speedup = profile["rates"], profile["memory"], profile["speedup"]
+    rates, memory, speedup, io = profile["rates"], profile["memory"], profile["speedup"], profile.get("io")
     lines = [
         "## Where the time went",
         "",
         "| part | seconds | % of the run |",
         "|---|---|---|",
-        *(f"| {text} | {_part(profile['parts'][name])} |" for name, text in _PARTS.items()),
+        *(f"| {text} | {_part(profile['parts'][name])} |" for name, text in _PARTS.items() if name in profile["parts"]),
         f"| outside the stages | {_part(profile['outside_phases'])} |",
         "",
         f"Processes work side by side, so parts overlap. {_number(rates['candidates_per_second'], '.2f')} candidates "
@@ -30,6 +30,13 @@ def profile_lines(profile: Mapping[str, Any] | None, gpu: Mapping[str, Any] | No
         f"at most {memory['family_peak_bytes'] / (1 << 20):.0f} MiB in all processes.",
         "",
     ]
+    if io is not None:
+        beside = ", some of it beside other work" if io["overlapped"] else ""
+        lines += [
+            f"Files: {io['read_seconds']:.1f} s of reading and {io['write_seconds']:.1f} s of writing, summed over "
+            f"threads{beside}; {io['alone_seconds']:.1f} s of it the run waited for.",
+            "",
+        ]
     if speedup is not None:
         before, wall, train = speedup["previous_wall_seconds"], speedup["wall"], speedup["train"]
         lines += [

@@ -18,6 +18,8 @@ PHASES: dict[str, str] = {
     "features": "",
     "train_supervised": "",
     "student": "",
+    "student_fusion": "",
+    "mask_rule": "validation volumes are segmented by the CPU's kernels",
     "segment": "volumes are segmented by the CPU's kernels",
 }
 

@@ -61,7 +61,8 @@ class LogCost:
 
 def summarise(
     *, wall_seconds: float, phases: Mapping[str, float], search: Mapping[str, float], driver_log: LogCost,
-    samples: int, candidates: int, memory: Mapping[str, Any], previous: Mapping[str, float] | None,
+    io: Mapping[str, Any], samples: int, candidates: int, memory: Mapping[str, Any],
+    previous: Mapping[str, float] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of ``RUN_PROFILE_SUMMARY``.
 
@@ -70,6 +71,7 @@ def summarise(
         phases: seconds by stage.
         search: the fields of ``search.tally.Tally``; seconds of processes side by side add up there.
         driver_log: the driver's own log.
+        io: the fields of ``runtime.io_clock.IoClock.figures``.
         samples: training samples.
         candidates: finished in this session.
         memory: peaks.
@@ -82,6 +84,7 @@ def summarise(
         "compute": busy,
         "event_log": log,
         "checkpoints": search["trial_checkpoint_seconds"],
+        "io": io["wall_seconds"],
         "ray_init": search["ray_init_seconds"],
         "search_overhead": search["overhead_seconds"],
     }
@@ -91,6 +94,7 @@ def summarise(
         "phases": {name: _part(seconds, wall_seconds) for name, seconds in phases.items()},
         "outside_phases": _part(max(wall_seconds - sum(phases.values()), 0.0), wall_seconds),
         "parts": {name: _part(seconds, wall_seconds) for name, seconds in parts.items()},
+        "io": dict(io),
         "search": dict(search),
         "event_log": {
             "events": driver_log.events + int(search["trial_events"]), "driver_events": driver_log.events,

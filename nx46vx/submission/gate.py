@@ -21,6 +21,7 @@ import tifffile
 
 from nx46vx.errors import from_os_error
 from nx46vx.runtime.digest import digest_bytes
+from nx46vx.runtime.io_clock import IoClock
 from nx46vx.runtime.sink import EventSink
 from nx46vx.submission.package import MEMBER_SUFFIX
 
@@ -49,8 +50,9 @@ class GateReport:
 
 
 def check_submission(
-    zip_path: Path, expected: Mapping[str, Shape], *, sink: EventSink, empty_allowed: Collection[str] = ()
-) -> GateReport:
+    zip_path: Path, expected: Mapping[str, Shape], *, sink: EventSink, empty_allowed: Collection[str] = (),
+    io: IoClock | None = None,
+) -> GateReport:  # fmt: skip
     """Read the archive back and hold it against the test set; emits ``COMPETITION_RULES_VALIDATION``.
 
     A broken rule becomes a problem in the report and raises nothing.
@@ -58,6 +60,7 @@ def check_submission(
     Args:
         expected: case id -> shape ``(z, y, x)`` of its test volume.
         empty_allowed: ids of the cases whose mask may have no foreground.
+        io: counts the reading.
 
     Raises:
         EnvironmentFault: the archive is there but the machine refuses to read it.
@@ -65,7 +68,7 @@ def check_submission(
     problems: list[str] = []
     files: list[dict[str, Any]] = []
     try:
-        with open(zip_path, "rb") as raw:
+        with (io or IoClock()).counting("package"), open(zip_path, "rb") as raw:
             raw.read(1)  # a failing device is no broken rule
             _check_archive(raw, expected, frozenset(empty_allowed), problems, files)
     except FileNotFoundError:

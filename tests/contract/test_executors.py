@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -236,6 +237,43 @@ def test_a_broken_trial_is_an_error_and_loses_nothing(bench: Bench, executor: Ex
     source = bench.search(executor)
     assert untimed(source.records) == expected[0]
     assert bench.states() == expected[1]
+
+
+@pytest.mark.parametrize("executor", ["ray"], indirect=True, scope="module")
+def test_what_an_engine_did_before_it_died_is_still_counted(bench: Bench, executor: Executor) -> None:
+    """The engine that takes its place goes ahead with all four candidates; the first life advanced one of them."""
+    import ray
+
+    from search.engines import Engines
+
+    executor.connect()  # type: ignore[attr-defined]
+    plan, ten = bench.plan, 10
+    job = SearchJob(
+        plan, bench.root, bench.cache, CandidateSource([], {}, lambda records: None), (), ten, 2,
+        plan_resources(RESOURCES), bench.sink, lambda: False, lambda: True, lambda *counts: None, lambda *report: None,
+    )  # fmt: skip
+    engines, limit = Engines(job), time.monotonic() + 60
+    try:
+        (actor,) = engines.actors
+        request = plan.start(plan.candidates[0], ten)
+        first = ray.get(actor.advance.remote(request))
+        while not bench.sink.named("ENGINE_READY"):
+            assert engines.failure is None and time.monotonic() < limit
+        dying = ray.get(actor.stats.remote())["life"]
+        (before,) = engines.stats()
+        assert (before["lane_iterations"], before["restarts"]) == (ten, 0) and before["busy_seconds"] > 0
+        ray.kill(actor, no_restart=False)
+        while ray.get(actor.stats.remote())["life"] == dying:
+            assert time.monotonic() < limit
+        again = ray.get(actor.advance.remote(request))
+        assert [block.state.digest for block in again] == [block.state.digest for block in first]
+        while (alone := ray.get(actor.stats.remote()))["lane_iterations"] < len(plan.candidates) * ten:
+            assert time.monotonic() < limit
+        (both,) = engines.stats()
+    finally:
+        engines.end()
+    assert both["restarts"] == 1 and both["lane_iterations"] == ten + alone["lane_iterations"]
+    assert both["busy_seconds"] == before["busy_seconds"] + alone["busy_seconds"] > alone["busy_seconds"]
 
 
 @pytest.mark.slow

@@ -200,6 +200,9 @@ def test_five_killed_engines_or_trials_are_replaced_in_the_same_session(
     last = toll.root
     toll.over(process)
     assert session_of(last) == 1, "the run was started again"
+    for root in {root for root, _, _ in hit} if kind == "engine" else ():
+        (stats,) = events(root, "ENGINE_STATS")
+        assert stats["restarts"] >= 1, "what the dead engine did is not in the sums"
     for root, name, when in hit if kind == "trial" else []:
         again = min(e["ts_ns"] for e in events(root, "WRITER_OPEN", all_lines=True)
                     if e["writer"] == name and e["ts_ns"] > when)  # fmt: skip

@@ -41,7 +41,7 @@ def test_masks_are_the_same_when_volumes_are_read_ahead(
     run(tiny_settings(data), tmp_path / "plain")
     ahead: list[str] = []
     monkeypatch.setattr(
-        segment_room, "_in_memory", lambda case: (ahead.append(case.case_id), read_volume(case.image))[1]
+        segment_room, "_in_memory", lambda session, case: (ahead.append(case.case_id), read_volume(case.image))[1]
     )
     accelerated()
     run(tiny_settings(data), tmp_path / "fast")

@@ -46,6 +46,20 @@ def test_its_figures_are_those_of_the_log(finished: Path) -> None:
     assert found["rates"]["ns_per_sample_lane_iteration"] > 0
 
 
+def test_it_says_what_reading_and_writing_took(finished: Path) -> None:
+    """Every file of the dataset is measured once, and the drawn ones are read again; five cases have features."""
+    found = profile(finished)
+    io, kinds = found["io"], found["io"]["kinds"]
+    assert found["parts"]["io"]["seconds"] == io["wall_seconds"]
+    assert 0 < io["alone_seconds"] < io["wall_seconds"] < found["wall_seconds"]
+    assert kinds.keys() == {"read_volumes", "map_features", "write_features", "write_masks", "package"}
+    assert kinds["write_features"]["times"] == kinds["map_features"]["times"] == 5
+    assert kinds["read_volumes"]["times"] >= 11 + 2 + 5 and kinds["write_masks"]["times"] == 3  # with two maps
+    assert io["overlapped"], "features are read ahead"
+    assert io["read_seconds"] + io["write_seconds"] == pytest.approx(sum(kind["seconds"] for kind in kinds.values()))
+    assert kinds["write_features"]["seconds"] <= found["phases"]["features"]["seconds"] * 8  # threads side by side
+
+
 def test_an_edited_profile_is_caught(finished: Path, tmp_path: Path) -> None:
     for change in (
         lambda value: value["parts"]["compute"].update(seconds=0.001),

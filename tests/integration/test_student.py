@@ -20,6 +20,7 @@ from tiny import TINY, events, overlaid, results, run, tiny_settings, write_conf
 from nx46vx.errors import IncompatibleError, StoppedError
 from nx46vx.model.gpu_clock import GpuClock
 from nx46vx.paths import RunPaths
+from nx46vx.pipeline import run as run_room
 from nx46vx.pipeline import session as session_room
 from nx46vx.pipeline.decisions import Decisions
 from nx46vx.pipeline.elsewhere import take_up
@@ -31,6 +32,8 @@ from nx46vx.pipeline.verifying import verify
 from nx46vx.runtime.archive import export_run
 from nx46vx.runtime.budget import Governor
 from nx46vx.runtime.checkpoint import CheckpointStore
+from nx46vx.runtime.device import DeviceChoice, Gpu
+from nx46vx.runtime.gpu_phases import GpuLedger
 from nx46vx.settings import Settings
 from nx46vx.student import estimate as estimate_room
 from nx46vx.student import fusion as fusion_room
@@ -305,10 +308,12 @@ def test_a_stable_gain_changes_the_masks_and_is_replayed(
     assert [event["replayed"] for event in events(root, "STUDENT_FUSION")] == [False, True]
 
 
-def test_the_time_that_a_gpu_works_for_the_student_counts_where_volumes_are_segmented(
+def test_the_time_that_a_gpu_works_for_the_student_counts_in_every_phase_where_it_does(
     tmp_path: Path, tiny_data: Path, kept: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if a GPU had worked a second for each volume."""
+    """As if there were a GPU, which works a second for each step and each volume of the student, and for no one else.
+    When the run is taken up after the student was judged, nothing is left for it to do there."""
+    pretended = DeviceChoice("cuda", (Gpu(0, "0", "Pretended", 80 << 30, 79 << 30, "90"),), "pretended")
 
     @contextmanager
     def second(self: GpuClock) -> Iterator[None]:
@@ -316,9 +321,39 @@ def test_the_time_that_a_gpu_works_for_the_student_counts_where_volumes_are_segm
         self.seconds += 1.0
 
     monkeypatch.setattr(GpuClock, "running", second)
-    run(with_student(tiny_data, tta=False), tmp_path / "run")
-    worked = {event["phase"]: event["gpu_seconds"] for event in events(tmp_path / "run", "GPU_PHASE_END")}
-    assert worked["segment"] == 1.0, "one test volume; what validation volumes took is not of this phase"
+    monkeypatch.setattr(run_room, "GpuLedger", lambda sink, device, **how: GpuLedger(sink, pretended))
+    root = tmp_path / "run"
+    settings = tiny_settings(
+        tiny_data, {**STUDENT, "student.tta": False, "features.cache_dir": str(tmp_path / "cache")}
+    )
+    run(settings, root)
+    ends = {event["phase"]: event for event in events(root, "GPU_PHASE_END")}
+    worked = {phase: end["gpu_seconds"] for phase, end in ends.items()}
+    assert worked["student"] > 1.0
+    assert worked["student_fusion"] == 3.0, "two validation volumes and one that is held out"
+    assert worked["mask_rule"] == 2.0 and worked["segment"] == 1.0, "each phase has the volumes of its own"
+    assert all(end["asked"] for end in ends.values())
+    fallbacks = [event["what"] for event in events(root, "GPU_FALLBACK_DETECTED")]
+    assert fallbacks == ["features", "train_supervised"]
+    report = run_report(root)["gpu"]
+    assert (report["gpu_phase_coverage_pct"], report["cpu_fallback_count"]) == (100 * 4 / 6, 2)
+    assert len(events(root, "GPU_MEMORY_SNAPSHOT")) == 2 * len(ends)
+    RunPaths(root).submission.unlink()  # so that the run is not finished, and goes on
+    run(settings, root)
+    again = {event["phase"]: event for event in events(root, "GPU_PHASE_END") if event["fence"] == 2}
+    assert {phase for phase, end in again.items() if end["asked"]} == {"mask_rule"}
+    assert again["mask_rule"]["gpu_seconds"] == 2.0 and again["student_fusion"]["gpu_seconds"] == 0.0
+
+
+def test_without_a_student_the_mask_rule_and_the_masks_are_the_cpus_and_say_so(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = DeviceChoice("cuda", (Gpu(0, "0", "Pretended", 80 << 30, 79 << 30, "90"),), "pretended")
+    monkeypatch.setattr(run_room, "GpuLedger", lambda sink, device, **how: GpuLedger(sink, pretended))
+    run(tiny_settings(tiny_data, {"features.cache_dir": str(tmp_path / "cache")}), tmp_path / "run")
+    told = {event["what"]: event["reason"] for event in events(tmp_path / "run", "GPU_FALLBACK_DETECTED")}
+    assert told.keys() == {"features", "train_supervised", "mask_rule", "segment"}
+    assert "CPU's kernels" in told["mask_rule"] and "CPU's kernels" in told["segment"]
 
 
 def results_of_masks(root: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from nx46vx.errors import EnvironmentFault
 from nx46vx.features.extractors import compute_pool, standardise
 from nx46vx.features.pool import feature_names
 from nx46vx.features.reference import measure_reference
-from nx46vx.runtime.device import CPU, DeviceChoice, Gpu
+from nx46vx.runtime.device import Gpu
 from tests.fake_cupy import FakeCupy
 
 
@@ -47,21 +47,22 @@ def test_features_are_measured_against_scipy(small: None) -> None:
     assert found["case_s"] > 0
 
 
+GPU = Gpu(0, "0", "H200", 141 << 30, 140 << 30, "90")
+
+
 def test_features_on_a_gpu_are_measured_beside_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = DeviceChoice("cuda", (Gpu(0, "0", "H200", 141 << 30, 140 << 30, "90"),))
-    monkeypatch.setattr(features_gpu, "choose_device", lambda _: found)
     monkeypatch.setitem(sys.modules, "cupy", FakeCupy())
-    told = features_gpu.measure(features_gpu.Sizes(volume=32, repetitions=2))
+    told = features_gpu.measure(features_gpu.Sizes(volume=32, repetitions=2), GPU)
     assert told["same_bits"] and told["gpu"] == "H200" and told["cupy"] == "fake"
     assert len(told["case_s"]) == len(told["processor_s"]) == 2 and min(told["case_gpu_s"]) > 0
     assert told["held_gib"] > 0
 
 
-def test_features_on_a_gpu_are_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_gpu, "choose_device", lambda _: CPU)
+def test_features_on_a_gpu_are_refused_where_it_does_not_compute_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(EnvironmentFault) as refused:
-        features_gpu.measure(features_gpu.QUICK)
-    assert refused.value.found == CPU.reason and refused.value.where == "--device cuda"
+        features_gpu.measure(features_gpu.QUICK, GPU)
+    assert "cupy" in str(refused.value.found).lower() and "H200" in str(refused.value.where)
 
 
 def test_inference_is_measured_in_a_process_of_its_own(small: None) -> None:

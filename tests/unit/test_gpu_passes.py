@@ -14,7 +14,7 @@ from model_samples import Problem, make_data, make_specs
 from nx46vx.errors import EnvironmentFault
 from nx46vx.model import gpu_resident, gpu_trials, passes_gpu
 from nx46vx.model.candidates import TILE
-from nx46vx.model.gpu_options import Graphs, Products, plain_curves
+from nx46vx.model.gpu_options import CurvesInUse, Graphs, Products, plain_curves
 from nx46vx.model.gpu_resident import BLOCK, Resident
 from nx46vx.model.neuron import NeuronSpec, bootstrap
 from nx46vx.model.notes import Notes
@@ -286,6 +286,48 @@ def test_compiled_curves_are_used_only_if_they_are_right(monkeypatch: pytest.Mon
     made_of = gpu_trials.try_compiling(plain_curves, torch.ones(64), notes)
     assert (made_of is plain_curves) is wrong
     assert notes.take()[0][0] == ("GPU_OPTION_FALLBACK" if wrong else "GPU_OPTION_DECISION")
+
+
+def test_compiled_curves_that_fail_later_are_left_then_and_named_once(
+    monkeypatch: pytest.MonkeyPatch, data: FitData, specs: list[NeuronSpec]
+) -> None:
+    """The trial is the first call; the third one spoils its argument before it fails. No figure shows it."""
+    calls: list[int] = []
+
+    def compiled(curves: Any, **how: Any) -> Any:
+        assert how["fullgraph"], "torch would give up without a word"
+
+        def run(z: torch.Tensor, weight: torch.Tensor) -> Any:
+            calls.append(z.shape[1])
+            if len(calls) >= 3:
+                z.zero_()
+                raise RuntimeError("Hard failure due to fullgraph=True\nand more")
+            return curves(z, weight)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    notes, thetas = Notes(), random_thetas(specs)
+    passes = made(data, specs, options=EngineOptions(compile=True), notes=notes)
+    found, plain = passes.gradients(thetas), made(data, specs).gradients(thetas)
+    assert all(np.array_equal(a, b) for k in thetas for a, b in zip(found[k], plain[k], strict=True))
+    (tried, _), (event, fields) = notes.take()
+    assert (tried, event) == ("GPU_OPTION_DECISION", "GPU_OPTION_FALLBACK")
+    assert fields == {"option": "compile", "reason": "RuntimeError: Hard failure due to fullgraph=True"}
+    again = passes.gradients(thetas)
+    assert all(np.array_equal(a, b) for k in thetas for a, b in zip(again[k], plain[k], strict=True))
+    assert len(calls) == 3 and notes.take() == []
+
+
+def test_an_error_of_the_plain_curves_is_no_fallback() -> None:
+    notes = Notes()
+
+    def broken() -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CurvesInUse(notes).of(broken, torch.ones(4))
+    assert notes.take() == []
 
 
 def test_graphs_that_cannot_be_recorded_are_left_out_and_named() -> None:

@@ -13,12 +13,17 @@ from nx46vx.report.profile import profile_lines
 from nx46vx.runtime.gpu_memory import GpuMemory
 from nx46vx.runtime.memory import Family, Memory
 from nx46vx.runtime.profile import LogCost, MemoryPeaks, RunTimes, driver_peak_bytes, summarise
+from search.lives import Lives
 from search.tally import Tally, engine_fields, kernels
 
 TALLY = Tally(
     search_seconds=20.0, ray_init_seconds=3.0, engine_busy_seconds=8.0, gpu_seconds=2.0, trial_log_seconds=0.5,
     trial_checkpoint_seconds=4.0, lane_iterations=16_200, trial_events=17_820, trial_checkpoints=1620, trials=135,
 )  # fmt: skip
+IO = {
+    "wall_seconds": 5.0, "alone_seconds": 1.0, "overlapped": True, "read_seconds": 4.0, "write_seconds": 2.5,
+    "kinds": {"read_volumes": {"seconds": 4.0, "times": 9}, "write_masks": {"seconds": 2.5, "times": 3}},
+}  # fmt: skip
 PHASES = {"features": 10.0, "train_supervised": 25.0, "segment": 5.0}
 
 
@@ -26,7 +31,7 @@ def summary(tally: Tally = TALLY, **given: Any) -> dict[str, Any]:
     search = {**asdict(tally), "overhead_seconds": tally.overhead_seconds}
     return summarise(
         **{
-            "wall_seconds": 50.0, "phases": PHASES, "search": search, "driver_log": LogCost(300, 0.1),
+            "wall_seconds": 50.0, "phases": PHASES, "search": search, "driver_log": LogCost(300, 0.1), "io": IO,
             "samples": 1_000_000, "candidates": 135, "memory": {"family_peak_bytes": 1 << 30}, "previous": None,
             **given,
         }
@@ -48,6 +53,12 @@ def test_the_search_is_split_in_start_engine_and_the_rest() -> None:
     assert parts["search_overhead"]["seconds"] == 20.0 - 3.0 - 8.0
     assert parts["event_log"]["seconds"] == pytest.approx(0.6)
     assert parts["checkpoints"]["seconds"] == 4.0
+
+
+def test_reading_and_writing_is_a_share_of_the_session() -> None:
+    found = summary()
+    assert found["parts"]["io"] == {"seconds": 5.0, "share_pct": 10.0}
+    assert found["io"] == IO
 
 
 def test_the_answers_follow() -> None:
@@ -95,9 +106,32 @@ def test_engines_work_side_by_side_but_their_lanes_add_up() -> None:
     tally.add_engines([one, {**one, "busy_seconds": 4.0, "gpu_peak_bytes": 9}])
     assert (tally.engine_busy_seconds, tally.gpu_seconds) == (4.0, 2.0)
     assert (tally.lane_iterations, tally.gpu_peak_bytes) == (20, 9)
-    assert engine_fields(tally)["busy_seconds"] == 4.0
+    assert engine_fields(tally)["busy_seconds"] == 4.0 and engine_fields(tally)["restarts"] == 0
     stats = [{"kernel": "llvm", "kernel_reason": "x"}, {"kernel": "llvm", "kernel_reason": "x"}]
     assert kernels(stats) == ["llvm: x"]
+
+
+def life(name: str, busy: float, iterations: int, *, gpu: float = 0.0, peak: int = 0) -> dict[str, Any]:
+    return {
+        "life": name, "busy_seconds": busy, "lane_iterations": iterations, "gpu_seconds": gpu, "gpu_peak_bytes": peak,
+        "kernel": "torch", "kernel_reason": name,
+    }  # fmt: skip
+
+
+def test_a_dead_engines_work_is_counted_as_far_as_it_told_of_it() -> None:
+    lives, tally = Lives(), Tally()
+    lives.tell(0, life("a", 0.0, 0))
+    lives.tell(0, life("a", 3.0, 150, gpu=2.0, peak=9))
+    lives.tell(1, life("c", 5.0, 100, gpu=0.5, peak=2))
+    lives.tell(0, life("b", 1.0, 50, gpu=0.5, peak=4))
+    lives.tell(0, life("a", 2.0, 100, gpu=1.0, peak=9))  # an answer that was on its way
+    lives.tell(0, life("b", 2.0, 100, gpu=1.0, peak=4))
+    total = lives.total(0)
+    assert (total["busy_seconds"], total["lane_iterations"], total["gpu_seconds"]) == (5.0, 250, 3.0)
+    assert (total["gpu_peak_bytes"], total["restarts"], total["kernel_reason"]) == (9, 1, "b")
+    tally.add_engines([total, lives.total(1)])
+    assert (tally.engine_busy_seconds, tally.gpu_seconds, tally.lane_iterations) == (5.0, 3.0, 350)
+    assert tally.engine_restarts == 1 and tally.gpu_peak_bytes == 9
 
 
 def test_peaks_are_the_largest_readings() -> None:
@@ -143,9 +177,15 @@ def test_the_report_shows_where_the_time_went() -> None:
     text = "\n".join(profile_lines(summary(previous={"wall_seconds": 100.0, "train_seconds": 100.0}), NO_GPU))
     assert "| engine in passes | 8.0 | 16.0 |" in text and "5.40 candidates" in text
     assert "2.00 times as fast" in text and "GPU" not in text
+    assert "| reading volumes, writing features and masks | 5.0 | 10.0 |" in text
+    assert "4.0 s of reading and 2.5 s of writing" in text and "beside other work; 1.0 s" in text
     used = {"gpu_phase_coverage_pct": 100.0, "gpu_time_ratio": 0.25, "cpu_fallback_count": 2}
     assert "25.0 % of their time; 2 fallbacks" in "\n".join(profile_lines(summary(), used))
 
 
-def test_reports_of_earlier_versions_show_nothing() -> None:
+def test_reports_of_earlier_versions_show_what_they_have() -> None:
     assert profile_lines(None, None) == []
+    earlier = summary()
+    del earlier["io"], earlier["parts"]["io"]
+    text = "\n".join(profile_lines(earlier, NO_GPU))
+    assert "| engine in passes | 8.0 | 16.0 |" in text and "reading" not in text
