@@ -78,7 +78,7 @@ def features(quick: Quick = False, json: Json = False) -> None:
 
 @bench.command()
 def inference(quick: Quick = False, json: Json = False) -> None:
-    """The probability volume of a test case from an ensemble of nine: seconds and memory."""
+    """The probability volume of a test case from an ensemble of nine: seconds, memory, against SciPy and NumPy."""
     from nx46vx.bench import inference as module
     from nx46vx.bench.frame import outcome_of
 
