@@ -14,6 +14,9 @@ from nx46vx import __version__
 from nx46vx.runtime.numeric import PINNED
 from search.resources import usable_cpus
 
+#: What computes in benchmarks, the peers included.
+LIBRARIES = ("numpy", "scipy", "llvmlite", "torch", "ray", "scikit-learn", "skglm")
+
 
 def machine_facts(folder: Path | None = None) -> dict[str, Any]:
     """Processor, cores, memory (GiB), versions, thread settings and load average (1, 5, 15 minutes).
@@ -27,7 +30,7 @@ def machine_facts(folder: Path | None = None) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "nx46vx": __version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("numpy", "torch")},
+        **{name: _version(name) for name in LIBRARIES},
         "thread_settings": {name: os.environ.get(name) for name in PINNED},
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
