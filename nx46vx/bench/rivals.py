@@ -17,7 +17,7 @@ from nx46vx.model.samples import FitData
 from search.resources import usable_cpus
 
 #: Samples, and iterations over them, that the serial pattern's rate is taken on.
-SERIAL_SAMPLES, SERIAL_ITERATIONS = 400_000, 5
+SERIAL_SAMPLES, SERIAL_ITERATIONS = 400_000, 10
 
 
 def plain_seconds(stage: Stage, trials: int) -> float:

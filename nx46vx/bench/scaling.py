@@ -50,7 +50,7 @@ def measure(sizes: Sizes, folder: Path | None = None) -> Outcome:
         *cold_figures(sizes.cold_samples, sizes.cold_resident_bytes, sizes.repetitions, folder),
     ]
     told = {"samples": list(sizes.samples), "lanes": [15 * n for n in sizes.neurons], "cases": CASES,
-            "iterations": list(sizes.iterations), "cold_samples": sizes.cold_samples,
+            "threads": usable_cpus(), "iterations": list(sizes.iterations), "cold_samples": sizes.cold_samples,
             "cold_resident_bytes": sizes.cold_resident_bytes}  # fmt: skip
     return Outcome("scaling", figures, told)
 
