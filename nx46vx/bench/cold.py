@@ -31,7 +31,7 @@ from search.resources import usable_cpus
 
 GIB = 1 << 30
 #: What a pass needs beside features: labels, sums of every chunk, each thread's scratch.
-WORKING_BYTES = 64 << 20
+WORKING_BYTES = 32 << 20
 
 
 def cold_figures(samples: int, resident_bytes: int, repetitions: int, folder: Path | None) -> list[Figure]:
