@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from threadpoolctl import threadpool_limits
-
 from nx46vx.bench.frame import Figure, Outcome, in_turn, ratios
 from nx46vx.bench.lanes import NEURONS, iterations_ns, learnable_data, neurons_of, plan_of
-from nx46vx.bench.serial import serial_fit
+from nx46vx.bench.serial import serial_ns
 from nx46vx.model.blocks import LaneRequest
 from nx46vx.model.engine import FitEngine
 from nx46vx.model.fitplan import FitPlan
@@ -53,8 +49,8 @@ def measure(sizes: Sizes) -> Outcome:
         "grid": lambda: iterations_ns(passes, plan, plan.candidates, sizes.iterations),
         "block": _blocks(engine, plan, data),
         "one": lambda: iterations_ns(passes, plan, plan.candidates[:1], sizes.one_lane_iterations),
-        "serial_1": lambda: _serial(data, plan, sizes.serial_iterations, 1),
-        "serial_all": lambda: _serial(data, plan, sizes.serial_iterations, threads),
+        "serial_1": lambda: serial_ns(data, plan, sizes.serial_iterations, 1),
+        "serial_all": lambda: serial_ns(data, plan, sizes.serial_iterations, threads),
     }
     found = in_turn(sides, sizes.repetitions)
     kernel = engine.stats()["kernel"]
@@ -89,16 +85,3 @@ def _blocks(engine: FitEngine, plan: FitPlan, data: FitData) -> Callable[[], flo
         return 1e9 * seconds / (data.train_samples * (after["lane_iterations"] - before["lane_iterations"]))
 
     return side
-
-
-def _serial(data: FitData, plan: FitPlan, iterations: int, threads: int) -> float:
-    """The twin on the first meta-neuron's view of the samples."""
-    rows, f = data.rows(plan.spec(0).view), len(plan.spec(0).view)
-    raw = np.concatenate([case.features[rows] for case in data.train], axis=1).astype(np.float64)
-    x, g = (np.ascontiguousarray(part.T) for part in (raw[:f], raw[f:]))
-    y = np.concatenate([case.y for case in data.train]).astype(np.float64)
-    with threadpool_limits(threads, user_api="blas"):
-        started = time.perf_counter()
-        serial_fit(x, g, y, l1=1e-3, l2=1e-3, iterations=iterations)
-        seconds = time.perf_counter() - started
-    return 1e9 * seconds / (y.size * iterations)

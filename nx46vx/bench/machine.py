@@ -16,6 +16,9 @@ from nx46vx.runtime.device import Gpu, choose_device
 from nx46vx.runtime.numeric import PINNED
 from search.resources import usable_cpus
 
+#: What computes in benchmarks, the peers included.
+LIBRARIES = ("numpy", "scipy", "llvmlite", "torch", "ray", "scikit-learn", "skglm")
+
 
 def find_gpu(asked: str) -> Gpu | None:
     """The GPU that a run would take first; None where there is none and ``asked`` is ``auto``, not ``cuda``.
@@ -46,7 +49,7 @@ def machine_facts(folder: Path | None = None) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "nx46vx": __version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("numpy", "torch")},
+        **{name: _version(name) for name in LIBRARIES},
         "thread_settings": {name: os.environ.get(name) for name in PINNED},
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }

@@ -8,14 +8,11 @@ import numpy as np
 
 from nx46vx.bench.designs import Design
 from nx46vx.bench.engine import NEURONS
+from nx46vx.bench.fits import fitted
 from nx46vx.bench.frame import Figure, Outcome, in_turn, ratios
 from nx46vx.bench.lanes import plan_of, spread_out
 from nx46vx.bench.scroll_data import drawn_neurons, scroll_data
 from nx46vx.bench.solvers import TOLERANCE, need_peers, prox_newton, saga, seconds_to_reach
-from nx46vx.model.candidates import Candidate
-from nx46vx.model.factory import build_engine
-from nx46vx.model.fitplan import FitPlan
-from nx46vx.model.samples import FitData
 from search.resources import usable_cpus
 
 
@@ -41,7 +38,7 @@ def measure(sizes: Sizes) -> Outcome:
     data = scroll_data(sizes.samples, sizes.validation)
     plan = plan_of(data, drawn_neurons(data, NEURONS), "bench")
     threads = usable_cpus()
-    _, thetas = _grid(data, plan, threads)
+    _, thetas = fitted(data, plan, threads)
     chosen = spread_out(plan.candidates, sizes.candidates)
     designs = {k: Design.of(plan.spec(k), data, plan.seed) for k in sorted({one.meta_neuron for one in chosen})}
     goals = {
@@ -58,7 +55,7 @@ def measure(sizes: Sizes) -> Outcome:
 
     found = in_turn(
         {
-            "ours": lambda: _grid(data, plan, threads)[0] / len(plan.candidates),
+            "ours": lambda: fitted(data, plan, threads)[0] / len(plan.candidates),
             "saga": lambda: peer("saga"),
             "prox_newton": lambda: peer("prox_newton"),
         },
@@ -76,19 +73,3 @@ def measure(sizes: Sizes) -> Outcome:
     ]  # fmt: skip
     sizes_told = {"samples": sizes.samples, "lanes": len(plan.candidates), "peer_candidates": len(chosen)}
     return Outcome("peers", figures, {**sizes_told, "iterations": plan.max_iter, "threads": threads})
-
-
-def _grid(data: FitData, plan: FitPlan, threads: int) -> tuple[float, dict[Candidate, np.ndarray]]:
-    """Seconds that the engine is busy with the whole grid, and every candidate's weights."""
-    engine = build_engine(plan, data, threads=threads)
-    requests = [plan.start(candidate, plan.max_iter) for candidate in plan.candidates]
-    engine.expect(requests)
-    thetas = {}
-    for request in requests:
-        state = request.state
-        while state.iteration < request.until:
-            state = engine.advance(type(request)(request.candidate, state, request.until))[-1].state
-        thetas[request.candidate] = state.theta
-    seconds = float(engine.stats()["busy_seconds"])
-    engine.close()
-    return seconds, thetas

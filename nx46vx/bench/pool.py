@@ -44,7 +44,7 @@ class Sizes:
 
 
 QUICK = Sizes(
-    scrolls=3, edge=48, fitted=600, judged=2000, cost_edge=48, cost_repetitions=1, seeds=1,
+    scrolls=2, edge=48, fitted=600, judged=2000, cost_edge=48, cost_repetitions=1, seeds=1,
     split=Split(fitted=2, validated=1, held_out=1, samples=4000, edge=64),
 )  # fmt: skip
 

@@ -53,7 +53,7 @@ class Sizes:
     methods: tuple[str, ...] = tuple(METHODS)
 
 
-QUICK = Sizes(edge=64, fitted=6, chosen_on=1, held_out=2, samples=4000, student=None)
+QUICK = Sizes(edge=56, fitted=6, chosen_on=1, held_out=2, samples=4000, student=None)
 
 
 def measure(sizes: Sizes) -> Outcome:

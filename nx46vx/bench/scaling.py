@@ -5,28 +5,20 @@ Growth is told as an exponent: the slope of log(time) over log(size), 1 being pr
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from nx46vx.bench.frame import Figure, Outcome, in_turn, ratios
+from nx46vx.bench.cold import cold_figures
+from nx46vx.bench.frame import Figure, Outcome, in_turn
 from nx46vx.bench.lanes import NEURONS, iterations_ns, learnable_data, neurons_of, plan_of
-from nx46vx.bench.stage import Stage
-from nx46vx.features.cache import FeatureCache
-from nx46vx.model.candidates import TILE
 from nx46vx.model.fitplan import FitPlan
-from nx46vx.model.kernel_passes import KernelPasses
 from nx46vx.model.neuron import bootstrap
 from nx46vx.model.passes import Passes
 from nx46vx.model.samples import FitData
 from nx46vx.runtime.digest import digest_array
-from nx46vx.runtime.sink import NullSink
 from search.resources import usable_cpus
 
 #: Cases of every size that is compared, so that bootstraps draw the same ones.
@@ -35,27 +27,31 @@ CASES = 25
 
 @dataclass(frozen=True)
 class Sizes:
+    """``cold_samples``: of the cache on disk, of which a process may keep ``cold_resident_bytes`` mapped."""
+
     samples: tuple[int, ...] = (100_000, 1_000_000, 25_000_000)
     neurons: tuple[int, ...] = (1, 3, 9, 20)
     iterations: tuple[int, ...] = (120, 240, 480)
-    cold_samples: int = 4_000_000
+    cold_samples: int = 8_000_000
+    cold_resident_bytes: int = 128 << 20
     repetitions: int = 3
 
 
-QUICK = Sizes(samples=(100_000, 1_000_000, 5_000_000), neurons=(1, 3, 9, 20), cold_samples=2_000_000)
+QUICK = Sizes(samples=(100_000, 1_000_000, 5_000_000), cold_samples=2_000_000, cold_resident_bytes=64 << 20)
 
 
 def measure(sizes: Sizes, folder: Path | None = None) -> Outcome:
     """Seconds of a pass of the whole grid by samples, of a pass by lanes, of a lone tile by iterations; and a pass over
-    a cache of which nothing is in memory, against reading its files from the same disk."""
+    a cache of which nothing is in memory, against reading its files from the same disk, with the memory it takes."""
     figures = [
         *_growth("samples", "samples", sizes.samples, sizes.repetitions, _pass_seconds),
         *_growth("lanes", "lanes", sizes.neurons, sizes.repetitions, lambda n: _pass_seconds(400_000, n), per=15),
         *_growth("iterations", "iterations", sizes.iterations, sizes.repetitions, _iterations_seconds),
-        *_cold(sizes, folder),
+        *cold_figures(sizes.cold_samples, sizes.cold_resident_bytes, sizes.repetitions, folder),
     ]
     told = {"samples": list(sizes.samples), "lanes": [15 * n for n in sizes.neurons], "cases": CASES,
-            "iterations": list(sizes.iterations), "cold_samples": sizes.cold_samples}  # fmt: skip
+            "threads": usable_cpus(), "iterations": list(sizes.iterations), "cold_samples": sizes.cold_samples,
+            "cold_resident_bytes": sizes.cold_resident_bytes}  # fmt: skip
     return Outcome("scaling", figures, told)
 
 
@@ -107,60 +103,3 @@ def _known(data: FitData, sample: FitData, neurons: int) -> tuple[Passes, FitPla
     for spec in specs:
         passes.add(spec)
     return passes, plan_of(data, specs, "bench")
-
-
-def _cold(sizes: Sizes, folder: Path | None) -> list[Figure]:
-    place = Path(tempfile.mkdtemp(prefix="nx46vx-scaling-", dir=folder))
-    try:
-        stage = Stage.make(place, sizes.cold_samples, 20_000, NEURONS)
-        files = [FeatureCache(stage.cache, sink=NullSink()).path(key) / "features.npy" for key in stage.plan.train_keys]
-        size = sum(file.stat().st_size for file in files)
-        sides = {"disk": lambda: _read_seconds(files), "pass": lambda: _cold_pass_seconds(stage, files)}
-        found = in_turn(sides, sizes.repetitions, warm_up=False)
-        rates = tuple(1e-6 * size / seconds for seconds in found["disk"])
-        shares = ratios(found["pass"], found["disk"])
-        return [
-            Figure("disk_mb_per_s", "the disk, files read in turn", rates, "MB/s"),
-            Figure("cold_pass_s", "a pass over a cache that is on disk only", found["pass"], "s"),
-            Figure("cold_pass_over_reading", "that pass against reading", shares, at_most=1.2),
-        ]
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _forget(files: list[Path]) -> None:
-    """Have the system drop what it keeps of files in memory."""
-    for file in files:
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
-
-
-def _read_seconds(files: list[Path]) -> float:
-    _forget(files)
-    started, buffer = time.perf_counter(), bytearray(8 << 20)
-    for file in files:
-        with open(file, "rb", buffering=0) as source:
-            while source.readinto(buffer):
-                pass
-    return time.perf_counter() - started
-
-
-def _cold_pass_seconds(stage: Stage, files: list[Path]) -> float:
-    """The second of two passes: before it, everything is let go and forgotten."""
-    data = stage.data()
-    passes = KernelPasses(data, threads=usable_cpus(), resident_bytes=0)
-    for spec in stage.plan.neurons:
-        passes.add(spec, bootstrap(data, stage.plan.seed, spec.meta_neuron))
-    thetas = {spec.meta_neuron: np.zeros((spec.columns, TILE)) for spec in stage.plan.neurons}
-    try:
-        passes.gradients(thetas)
-        _forget(files)
-        started = time.perf_counter()
-        passes.gradients(thetas)
-        return time.perf_counter() - started
-    finally:
-        passes.close()

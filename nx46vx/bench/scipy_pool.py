@@ -16,8 +16,11 @@ def scipy_pool(v: np.ndarray, reference: VolumeReference, names: Sequence[str] |
     return np.stack([scipy_feature(name, v, reference) for name in names or feature_names()])
 
 
-def scipy_feature(name: str, v: np.ndarray, reference: VolumeReference) -> np.ndarray:
-    """One feature of a standardised volume; see ``nx46vx.features.pool`` for what it is."""
+def scipy_feature(
+    name: str, v: np.ndarray, reference: VolumeReference, normal: np.ndarray | None = None
+) -> np.ndarray:  # fmt: skip
+    """One feature of a standardised volume; see ``nx46vx.features.pool`` for what it is. ``normal``: what ``normal_of``
+    gives, where the caller has it."""
     family, scale = name.rsplit("_s", 1)
     s = int(scale)
     if family == "gauss":
@@ -31,7 +34,7 @@ def scipy_feature(name: str, v: np.ndarray, reference: VolumeReference) -> np.nd
     if family == "planarity":
         l3, l2, l1 = np.moveaxis(np.linalg.eigvalsh(tensor(v, s)), -1, 0)
         return (l1 - l2) / (l1 + l2 + l3 + PLANARITY_EPSILON)
-    normal = normal_of(v, reference)
+    normal = normal_of(v, reference) if normal is None else normal
     if family in ("ridge", "bend2", "bend4"):
         distance = {"ridge": 3, "bend2": 2, "bend4": 4}[family]
         return displaced(v, s, distance * normal) + displaced(v, s, -distance * normal) - 2 * smooth(v, s)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from importlib import import_module
+from importlib.metadata import version
 
 import numpy as np
 import orjson
 import pytest
 from scipy.special import expit
 
-from nx46vx.bench import checkpoint_speed, durability, engine, log_speed
+from nx46vx.bench import checkpoint_speed, durability, engine, features, grid, log_speed, peers, scaling
 from nx46vx.bench.frame import Figure, Outcome, in_turn, number, ratios, table
 from nx46vx.bench.lanes import different_views, learnable_data, neurons_of
-from nx46vx.bench.machine import machine_facts
+from nx46vx.bench.machine import LIBRARIES, machine_facts
 from nx46vx.bench.naive import NaiveLog, naive_checkpoint
 from nx46vx.bench.serial import serial_fit
+from nx46vx.cli.bench import bench
+from nx46vx.runtime.numeric import PINNED
 
 TINY_DURABILITY = durability.Sizes(
     repetitions=1, events=200, naive_events=50, verified_events=200, verified_writers=2, commits=3, candidates=2,
@@ -181,11 +185,35 @@ def test_without_json_a_table_is_printed(tiny, command):
     assert "| serial twin against the grid" in done.stdout
 
 
+@pytest.mark.parametrize("name", [command.name or command.callback.__name__ for command in bench.registered_commands])
+def test_every_benchmark_tells_machine_versions_and_thread_settings(name, command, monkeypatch):
+    """In JSON and above the table, whatever table it is."""
+    module = import_module(f"nx46vx.bench.{ {'masks': 'ablation'}.get(name, name) }")
+    plain = name in ("features", "inference")
+    measured = {"seconds": [1.0, 2.0]} if plain else Outcome(name, [Figure("seconds", "seconds", (1.0, 2.0), "s")])
+    monkeypatch.setattr(module, "measure", lambda *_, **__: measured)
+    if hasattr(module, "table") and not plain:
+        monkeypatch.setattr(module, "table", lambda outcome: f"| own table of {outcome.bench} |")
+    found = orjson.loads(command("bench", name, "--quick", "--json").stdout)
+    assert (found["bench"], found["quick"], found["seconds"]) == (name, True, 1.5)
+    machine = found["machine"]
+    assert machine["thread_settings"] == PINNED
+    assert machine["cores"] >= 1 and machine["cpu"] and len(machine["load_average"]) == 3
+    assert {library: version(library) for library in LIBRARIES}.items() <= machine.items()
+    shown = command("bench", name, "--quick").stdout
+    assert f"thread_settings: {PINNED}" in shown and f"numpy: {np.__version__}" in shown and "load_average:" in shown
+    assert shown.splitlines()[-1].startswith("|")
+
+
 def test_quick_is_smaller_in_every_size():
-    for module in (durability, engine):
+    for module in (durability, engine, peers, grid, scaling, features):
         full = module.Sizes()
         smaller = [getattr(module.QUICK, one.name) <= getattr(full, one.name) for one in fields(full)]
         assert all(smaller) and full != module.QUICK
+
+
+def test_quick_keeps_the_samples_that_ratios_are_told_for():
+    assert {module.QUICK.samples for module in (engine, peers, grid)} == {400_000}
 
 
 def test_a_log_that_does_not_verify_is_no_benchmark(tmp_path, monkeypatch):

@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from nx46vx.bench import children, features, features_gpu, inference
-from nx46vx.bench.scipy_pool import clear_voxels, scipy_feature, scipy_pool
+from nx46vx.bench.scipy_inference import scipy_probabilities
+from nx46vx.bench.scipy_pool import clear_voxels, gradient, scipy_feature, scipy_pool
 from nx46vx.data.synthetic import make_case
 from nx46vx.errors import EnvironmentFault
 from nx46vx.features.extractors import compute_pool, standardise
@@ -22,6 +24,7 @@ from tests.fake_cupy import FakeCupy
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "QUICK", features.Sizes(compared=24, volume=24, repetitions=2, cases=5))
     monkeypatch.setattr(inference, "_QUICK_EDGE", 24)
+    monkeypatch.setattr(inference, "_QUICK_COMPARED_EDGE", 26)
 
 
 def test_the_yardstick_computes_the_pool() -> None:
@@ -70,6 +73,35 @@ def test_inference_is_measured_in_a_process_of_its_own(small: None) -> None:
     assert found["members"] == 9
     assert found["voxels_per_s"] == [24**3 / seconds for seconds in found["seconds"]]
     assert 0.05 < found["peak_gib"] < 2.5
+    assert (found["compared_edge"], len(found["ratio_vs_scipy"])) == (26, 3)
+
+
+def test_probabilities_are_compared_with_scipys_at_equal_values() -> None:
+    found = inference.compared(edge=32, repetitions=2)
+    assert found["deviation"] <= 1e-5 and found["comparable_share"] > 0.8
+    for ours, ratio in (("compared_s", "ratio_vs_scipy"), ("compared_one_core_s", "ratio_vs_scipy_one_core")):
+        assert found[ratio] == [b / a for a, b in zip(found[ours], found["scipy_s"], strict=True)]
+
+
+def test_the_yardstick_has_the_probabilities_that_the_ensemble_defines() -> None:
+    """From the yardstick's features, by the ensemble's own definition; where nothing was scanned they are 0."""
+    volume, _ = make_case((20, 22, 24), scroll=2, seed=2)
+    volume[:3] = 0
+    ensemble = inference.random_ensemble(seed=3)
+    reference, names = measure_reference(volume), ensemble.features
+    x = scipy_pool(standardise(volume, reference).astype(np.float64), reference, names)
+    g = np.stack([np.sqrt(sum(part**2 for part in gradient(field))) for field in x])
+    z = ensemble.logits(names, x.reshape(len(names), -1), g.reshape(len(names), -1))
+    found = scipy_probabilities(volume, ensemble, np.float64)
+    expected = np.where(volume.ravel() == 0, 0, expit(z)).reshape(volume.shape)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+    assert (found[:3] == 0).all() and found[3:].std() > 0.05
+
+
+def test_a_deviation_from_scipy_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = inference.probability_volume
+    monkeypatch.setattr(inference, "probability_volume", lambda *args, **how: real(*args, **how) + np.float32(1e-3))
+    assert inference.compared(edge=20, repetitions=1)["deviation"] > 5e-4
 
 
 def test_a_child_that_fails_says_why() -> None:

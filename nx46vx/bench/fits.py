@@ -1,0 +1,31 @@
+"""The engine's own fit of some candidates: how long it is busy, and where each candidate ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nx46vx.model.candidates import Candidate
+from nx46vx.model.factory import build_engine
+from nx46vx.model.fitplan import FitPlan
+from nx46vx.model.samples import FitData
+
+
+def fitted(
+    data: FitData, plan: FitPlan, threads: int, candidates: Sequence[Candidate] | None = None
+) -> tuple[float, dict[Candidate, np.ndarray]]:
+    """Seconds that the engine is busy with all iterations of the candidates (the whole grid unless given), and the
+    weights (3F + 1,) of each."""
+    engine = build_engine(plan, data, threads=threads)
+    requests = [plan.start(candidate, plan.max_iter) for candidate in candidates or plan.candidates]
+    engine.expect(requests)
+    thetas = {}
+    for request in requests:
+        state = request.state
+        while state.iteration < request.until:
+            state = engine.advance(type(request)(request.candidate, state, request.until))[-1].state
+        thetas[request.candidate] = state.theta
+    seconds = float(engine.stats()["busy_seconds"])
+    engine.close()
+    return seconds, thetas
