@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Statistics of one life that add up over lives; of ``gpu_peak_bytes`` the largest counts.
-ADDED = ("busy_seconds", "gpu_seconds", "lane_iterations")
+ADDED = ("busy_seconds", "figures_seconds", "gpu_seconds", "lane_iterations")
 
 
 class Lives:

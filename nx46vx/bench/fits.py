@@ -14,9 +14,9 @@ from nx46vx.model.samples import FitData
 
 def fitted(
     data: FitData, plan: FitPlan, threads: int, candidates: Sequence[Candidate] | None = None
-) -> tuple[float, dict[Candidate, np.ndarray]]:
-    """Seconds that the engine is busy with all iterations of the candidates (the whole grid unless given), and the
-    weights (3F + 1,) of each."""
+) -> tuple[float, float, dict[Candidate, np.ndarray]]:
+    """Seconds that the engine takes for all iterations of the candidates (the whole grid unless given), seconds for
+    their figures at every tenth one besides, and the weights (3F + 1,) of each."""
     engine = build_engine(plan, data, threads=threads)
     requests = [plan.start(candidate, plan.max_iter) for candidate in candidates or plan.candidates]
     engine.expect(requests)
@@ -26,6 +26,6 @@ def fitted(
         while state.iteration < request.until:
             state = engine.advance(type(request)(request.candidate, state, request.until))[-1].state
         thetas[request.candidate] = state.theta
-    seconds = float(engine.stats()["busy_seconds"])
+    stats = engine.stats()
     engine.close()
-    return seconds, thetas
+    return stats["busy_seconds"] - stats["figures_seconds"], stats["figures_seconds"], thetas

@@ -56,7 +56,7 @@ class GridSearch:
         self._design = Design.of(plan.spec(0), data, plan.seed)
         own = [candidate for candidate in plan.candidates if candidate.meta_neuron == 0]
         self._chosen, self._by_default = spread_out(own, candidates), spread_out(own, by_default)
-        _, thetas = fitted(data, plan, usable_cpus(), self._chosen) if self._chosen else (0.0, {})
+        *_, thetas = fitted(data, plan, usable_cpus(), self._chosen) if self._chosen else (0.0, 0.0, {})
         self.passes = [self._needed(one, theta) for one, theta in thetas.items()]
 
     def seconds(self) -> float:

@@ -54,6 +54,7 @@ class FitEngine:
         self._error: BaseException | None = None
         self._closed = False
         self.busy_seconds = 0.0
+        self.figures_seconds = 0.0
         self.lane_iterations = 0
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True) if background else None
         if self._thread:
@@ -111,9 +112,11 @@ class FitEngine:
             self._pass()
 
     def stats(self) -> dict[str, Any]:
-        """Seconds spent in passes and lane iterations done since the start; what computes, and why that."""
+        """Seconds spent in passes (of them for the figures at every tenth iteration: ``figures_seconds``) and lane
+        iterations done since the start; what computes, and why that."""
         return {
             "busy_seconds": self.busy_seconds,
+            "figures_seconds": self.figures_seconds,
             "lane_iterations": self.lane_iterations,
             "kernel": self._passes.kernel,
             "kernel_reason": self._passes.kernel_reason,
@@ -234,6 +237,7 @@ class FitEngine:
             records[lane.candidate].append(rows[lane.candidate.meta_neuron][lane.slot])
 
     def _evaluate(self, due: list[_Lane], kpis: dict[Candidate, list[dict[str, Any]]]) -> None:
+        started = time.perf_counter()
         tiles = sorted({lane.candidate.meta_neuron for lane in due})
         thetas = {k: self._solvers[k].theta for k in tiles}
         active = _masks(due)
@@ -261,6 +265,7 @@ class FitEngine:
                     **vars(figures),
                 }
             )
+        self.figures_seconds += time.perf_counter() - started
 
 
 def _masks(lanes: list[_Lane]) -> dict[int, np.ndarray]:

@@ -12,7 +12,7 @@ from nx46vx.bench import features, grid, inference, peers, rivals, scaling
 from nx46vx.bench.designs import Design
 from nx46vx.bench.fits import fitted
 from nx46vx.bench.frame import outcome_of
-from nx46vx.bench.lanes import learnable_data, neurons_of, plan_of
+from nx46vx.bench.lanes import learnable_data, neurons_of, plan_of, spread_out
 from nx46vx.bench.rivals import GridSearch, serial_nanoseconds
 from nx46vx.bench.solvers import TOLERANCE, prox_newton, saga, search_seconds, seconds_to_reach
 from nx46vx.bench.stage import Stage
@@ -33,7 +33,8 @@ def test_peers_solve_the_engines_problem() -> None:
     data = learnable_data(4000, 500)
     plan = plan_of(data, neurons_of(data, 1), "bench")
     candidate = plan.candidates[7]
-    _, thetas = fitted(data, plan, 1)
+    iterations, figures, thetas = fitted(data, plan, 1)
+    assert iterations > figures > 0
     design = Design.of(plan.spec(0), data, plan.seed)
     ours = design.objective(thetas[candidate], candidate.l1, candidate.l2)
     for solver in (saga, prox_newton):
@@ -83,9 +84,9 @@ def test_grid_search_gets_the_passes_that_its_candidates_need(tmp_path: Path, mo
     """With these each is as good as ours + 0.1 %, with fewer it is not; and so many it is given in the timed search."""
     stage = Stage.make(tmp_path, 3000, 300, 1)
     peer = GridSearch(stage, 2, 1)
-    chosen = [stage.plan.candidates[0], stage.plan.candidates[7]]
+    chosen, first = (spread_out(stage.plan.candidates[:15], count) for count in (2, 1))
     design = Design.of(stage.plan.spec(0), stage.data(), stage.plan.seed)
-    _, thetas = fitted(stage.data(), stage.plan, 1, chosen)
+    *_, thetas = fitted(stage.data(), stage.plan, 1, chosen)
     for one, passes in zip(chosen, peer.passes, strict=True):
         goal = (1 + TOLERANCE) * design.objective(thetas[one], one.l1, one.l2)
         assert design.objective(saga(design, one.l1, one.l2, passes), one.l1, one.l2) <= goal
@@ -93,8 +94,8 @@ def test_grid_search_gets_the_passes_that_its_candidates_need(tmp_path: Path, mo
     asked = []
     monkeypatch.setattr(rivals, "search_seconds", lambda *told: asked.append(told[1:]) or 3.0)
     assert (peer.seconds(), peer.default_seconds()) == (3.0 * 15 / 2, 3.0 * 15)
-    penalties = [(one.l1, one.l2) for one in chosen]
-    assert asked == [(penalties, peer.passes), (penalties[:1], None)]
+    penalties, by_default = ([(one.l1, one.l2) for one in some] for some in (chosen, first))
+    assert asked == [(penalties, peer.passes), (by_default, None)]
 
 
 def test_the_search_of_scikit_learn_ends_at_the_passes_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
