@@ -79,6 +79,7 @@ class FeatureCache:
         requests: Sequence[SampleRequest],
         *,
         executor: Executor,
+        threads: int | None = None,
         on_done: Callable[[CaseSamples], None] | None = None,
     ) -> list[CaseSamples]:
         """Samples of all requests, in their order; what is present is only mapped, what is missing is computed.
@@ -86,7 +87,9 @@ class FeatureCache:
         Args:
             requests: what is wanted.
             executor: missing cases are computed through its ``map``, which has to keep the order.
-            on_done: called with each case's samples as they become ready.
+            threads: that share the work on one case; None: where there are fewer cases than processors, each gets some.
+            on_done: called with each case's samples as they become ready; what it raises ends the build, and what
+                was not begun by then is not begun.
 
         Raises:
             EnvironmentFault: no room for what is missing, or the folder cannot be written to.
@@ -95,10 +98,8 @@ class FeatureCache:
         missing = self._missing(requests)
         self._prepare(list(missing.values()))
         ahead = ReadAhead(list(missing.values()))
-        # Where there are fewer cases than processors, each case gets some.
-        build = partial(
-            build_case, threads=max(1, usable_cpus() // max(1, len(missing))), read=ahead, store=self._store
-        )
+        share = threads or max(1, usable_cpus() // max(1, len(missing)))
+        build = partial(build_case, threads=share, read=ahead, store=self._store)
         done = executor.map(build, [self.root] * len(missing), missing.values()) if missing else iter(())
         ready = {request.key for request in requests} - missing.keys()
         pending = iter(done)
@@ -115,6 +116,8 @@ class FeatureCache:
                 if on_done is not None:
                     on_done(samples[-1])
         finally:
+            if (close := getattr(pending, "close", None)) is not None:
+                close()
             ahead.close()
         return samples
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ import numpy as np
 from nx46vx.data.volume_io import read_volume
 from nx46vx.errors import DataError
 from nx46vx.features.request import SampleRequest
+
+_PIECE = 4 << 20  # bytes
 
 #: Reads a request's label and image, each ``(z, y, x)`` uint8.
 Reader = Callable[[SampleRequest], tuple[np.ndarray, np.ndarray]]
@@ -69,3 +73,27 @@ def _in_memory(request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
 
 def _plain_reader() -> Reader:
     return read_case
+
+
+class FilesAhead:
+    """Has the system read the files of cases that other processes on this machine are about to want."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="files-ahead")
+
+    def __call__(self, request: SampleRequest) -> None:
+        """Read a case's files through, in the background. What cannot be read is for its reader to name."""
+        for path in (request.case.label, request.case.image):
+            if path is not None:
+                self._pool.submit(_read_through, path)
+
+    def close(self) -> None:
+        """Read nothing further."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_through(path: Path) -> None:
+    piece = bytearray(_PIECE)
+    with suppress(OSError), open(path, "rb", buffering=0) as file:
+        while file.readinto(piece):
+            pass

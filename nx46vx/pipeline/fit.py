@@ -16,6 +16,7 @@ from nx46vx.model.fitplan import FitPlan
 from nx46vx.model.neuron import prepare_neuron
 from nx46vx.model.samples import FitData, Samples
 from nx46vx.model.views import draw_views, relevance_gram
+from nx46vx.pipeline.building import builders
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.decisions import Decisions
 from nx46vx.pipeline.growing import Grower
@@ -48,16 +49,19 @@ class FitResult:
 
 
 def load_samples(
-    session: Session, cases: Cases, mapper: Mapper, use: PhaseUse | None = None
-) -> tuple[FitData, list[Samples], tuple[str, ...]]:
+    session: Session, cases: Cases, mapper: Mapper, use: PhaseUse | None = None, *, executor: Executor | None = None,
+    resources: Resources | None = None,
+) -> tuple[FitData, list[Samples], tuple[str, ...]]:  # fmt: skip
     """Build or map the samples of every pair; training and validation data, hold-out samples, and their keys.
 
-    ``use`` is told if there was nothing to build.
+    ``mapper`` maps over threads; where much is missing, ``executor`` is asked for processes. ``use`` is told if there
+    was nothing to build. Between two cases the time governor may end it.
     """
     requests = cases.requests(session)
     covered: list[str] = []
     cache = FeatureCache(session.cache_dir, sink=session.log, store=session.settings.features.store)
-    built = {request.case.case_id for request in requests if not cache.has(request.key)}
+    missing = [request for request in requests if not cache.has(request.key)]
+    built = {request.case.case_id for request in missing}
     if use is not None and not built:
         use.nothing_to_do()
 
@@ -71,9 +75,11 @@ def load_samples(
             "TRAIN_COVERAGE_PROGRESS", case_id=samples.case_id, pairs_done=len(covered), pairs_total=len(requests),
             train_pair_coverage_pct_effective=100.0 * len(covered) / cases.coverage.discovered,
         )  # fmt: skip
+        if missing:
+            session.governor.check()
 
-    with heartbeat(session.log, "features"):
-        samples = cache.build(requests, executor=mapper, on_done=done)
+    with heartbeat(session.log, "features"), builders(session, missing, mapper, executor, resources) as by:
+        samples = cache.build(requests, executor=by.mapper, threads=by.threads, on_done=done)
     session.log.emit(
         "TRAIN_COVERAGE_FINAL", pairs=len(covered),
         train_pair_coverage_pct_effective=100.0 * len(covered) / cases.coverage.discovered,
