@@ -73,8 +73,12 @@ def where_tasks_run(address: str) -> tuple[set[str], str]:
     with ray_session(address, ()):
         room = room_here(3, 1)
         assert room is not None
-        used = CaseTasks(room).map(lambda _: str(ray.get_runtime_context().get_node_id()), range(6))
-        return set(used), room.node
+
+        def node_of(_: int) -> str:
+            time.sleep(0.3)  # long enough for Ray to look for other machines, if it may
+            return str(ray.get_runtime_context().get_node_id())
+
+        return set(CaseTasks(room).map(node_of, range(6))), room.node
 
 
 def ended(process: Any) -> Ended:
