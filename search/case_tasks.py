@@ -31,10 +31,14 @@ class Room:
     at_once: int
 
     @property
+    def running(self) -> int:
+        """Calls that run at a time, at most: Ray lets no more run than its cores allow."""
+        return min(self.at_once, self.cores // self.cores_each)
+
+    @property
     def in_flight(self) -> int:
-        """Calls that Ray is given at a time; it runs no more than its cores allow."""
-        fit = self.cores // self.cores_each
-        return self.at_once if self.at_once < fit else fit + WAITING
+        """Calls that Ray is given at a time."""
+        return self.running if self.running < self.cores // self.cores_each else self.running + WAITING
 
 
 def room_here(at_once: int, cores_each: int) -> Room | None:
@@ -70,7 +74,7 @@ class CaseTasks:
         begun. What is under way when the iterator is closed is called off.
 
         Raises:
-            EnvironmentFault: a call's process was killed again and again.
+            EnvironmentFault: a call's process was killed again and again, or Ray itself is gone.
         """
         calls = enumerate(zip(*iterables, strict=False))
         under_way: dict[Any, int] = {}
@@ -113,16 +117,19 @@ def _outcome(one: Any) -> tuple[Any, BaseException | None]:
     except ray.exceptions.RayTaskError as error:
         return None, error.cause
     except ray.exceptions.RayError as error:
+        killed = isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.OutOfMemoryError)
         return None, EnvironmentFault(
-            f"a process was killed at its work, {RETRIES + 1} times", where="Ray's tasks on this machine",
+            "a process was killed at its work again and again" if killed else "Ray cannot run tasks here any more",
+            where="Ray's tasks on this machine",
             found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            fix="most often memory is short: lower features.workers or features.block",
-        )  # fmt: skip
+            fix="most often memory is short: lower features.workers or features.block, and start again",
+        )
 
 
 def _call_off(under_way: Sequence[Any]) -> None:
     """End calls where they are, and those that Ray has not begun."""
-    for one in under_way:
-        ray.cancel(one)
-    if under_way:
-        ray.wait(list(under_way), num_returns=len(under_way), timeout=CLEAR_SECONDS)
+    with contextlib.suppress(ray.exceptions.RayError):  # what ended the map is what is to be said
+        for one in under_way:
+            ray.cancel(one)
+        if under_way:
+            ray.wait(list(under_way), num_returns=len(under_way), timeout=CLEAR_SECONDS)

@@ -16,18 +16,19 @@ from nx46vx.settings import Settings
 from search.executor import Executor
 from search.resources import Resources, usable_cpus
 
-#: Voxels from which tasks pay: four volumes of 320^3. Measured: a voxel takes 0.12 us of one core; threads lose 10 % of
-#: their time to one another's lock of the interpreter where two of them run, 30 % where four do; a process takes about
-#: a second longer to begin than a thread, Ray's own start not counted, which the search needs anyway.
-TASK_VOXELS = 4 * 320**3
+#: Voxels from which tasks pay. Measured on two quiet cores, with Ray running, which the search needs anyway: eight cases
+#: of 192^3 (57 million voxels) 7.0 s by tasks and 7.9 s by threads; eight of 320^3 15.4 s and 17.4 s. Threads wait for
+#: one another's lock of the interpreter, the longer the more of them; a process costs 1.5 s of a core to begin.
+TASK_VOXELS = 2 * 320**3
 
 
 @dataclass(frozen=True)
 class Builders:
-    """``mapper`` maps over cases; ``threads`` share the work on each; ``by``: threads or ray."""
+    """``mapper`` maps over cases, ``at_once`` of them; ``threads`` share the work on each; ``by``: threads or ray."""
 
     mapper: Mapper
     threads: int
+    at_once: int
     by: str = "threads"
 
 
@@ -53,14 +54,14 @@ def builders(
         def queued(root: Path, request: SampleRequest) -> None:
             files(request)
 
-        chosen = Builders(threads, each)
+        chosen = Builders(threads, each, at_once)
         if executor is not None and resources is not None and len(missing) > 1 and voxels >= TASK_VOXELS:
             tasks = executor.case_tasks(resources, at_once, each, queued)
             if tasks is not None:
-                chosen = Builders(tasks, tasks.room.cores_each, "ray")
+                chosen = Builders(tasks, tasks.room.cores_each, tasks.room.running, "ray")
         if missing:
             session.log.emit(
-                "FEATURE_BUILD", by=chosen.by, cases=len(missing), voxels=voxels, at_once=min(at_once, len(missing)),
-                threads_each=chosen.threads,
+                "FEATURE_BUILD", by=chosen.by, cases=len(missing), voxels=voxels,
+                at_once=min(chosen.at_once, len(missing)), threads_each=chosen.threads,
             )  # fmt: skip
         yield chosen

@@ -30,7 +30,9 @@ class Processes:
     def case_tasks(self, resources: Any, at_once: int, cores_each: int, on_queued: Callable[..., None]) -> Any:
         self.asked.append((at_once, cores_each))
         self.queued = on_queued
-        return SimpleNamespace(room=SimpleNamespace(cores_each=min(cores_each, self.cores))) if self.cores else None
+        if not self.cores:
+            return None
+        return SimpleNamespace(room=SimpleNamespace(cores_each=min(cores_each, self.cores), running=at_once))
 
 
 def requests_of(count: int, shape: tuple[int, int, int] = SHAPE) -> list[SampleRequest]:
