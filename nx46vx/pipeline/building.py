@@ -16,8 +16,8 @@ from nx46vx.settings import Settings
 from search.executor import Executor
 from search.resources import Resources, usable_cpus
 
-#: Voxels from which tasks pay. Measured on two quiet cores, with Ray running, which the search needs anyway: eight cases
-#: of 192^3 (57 million voxels) 7.0 s by tasks and 7.9 s by threads; eight of 320^3 15.4 s and 17.4 s. Threads wait for
+#: Voxels from which tasks pay. Measured on two quiet cores, with Ray running, which the search needs anyway: eight of
+#: 192^3 (57 million voxels) 7.0 s by tasks and 7.9 s by threads; eight of 320^3 15.4 s and 17.4 s. Threads wait for
 #: one another's lock of the interpreter, the longer the more of them; a process costs 1.5 s of a core to begin.
 TASK_VOXELS = 2 * 320**3
 

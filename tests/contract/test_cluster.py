@@ -78,7 +78,7 @@ def where_tasks_run(address: str) -> tuple[set[str], str]:
             time.sleep(0.3)  # long enough for Ray to look for other machines, if it may
             return str(ray.get_runtime_context().get_node_id())
 
-        return set(CaseTasks(room).map(node_of, range(6))), room.node
+        return set(CaseTasks(room).map(node_of, range(3))), room.node
 
 
 def ended(process: Any) -> Ended:
