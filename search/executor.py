@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nx46vx.model.blocks import LaneRequest
 from nx46vx.model.fitplan import FitPlan
@@ -14,6 +14,9 @@ from search.resources import Resources, Spot
 from search.source import CandidateSource
 from search.tally import Tally
 from trainables.task import Keeping
+
+if TYPE_CHECKING:
+    from search.case_tasks import CaseTasks
 
 #: A trial's process takes some seconds to start, more on a busy machine.
 START_SECONDS = 5.0
@@ -70,6 +73,12 @@ class Executor(Protocol):
 
     def connect(self, gpus: Sequence[str] = ()) -> None:
         """Get ready, where that takes long or may fail; ``run`` does it otherwise."""
+        ...
+
+    def case_tasks(
+        self, resources: Resources, at_once: int, cores_each: int, on_queued: Callable[..., None]
+    ) -> CaseTasks | None:
+        """What maps over processes on this machine (see ``search.case_tasks``); None where there are none to be had."""
         ...
 
     def close(self) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nx46vx.model.blocks import start_request
 from nx46vx.model.candidates import Candidate
@@ -12,6 +12,7 @@ from nx46vx.model.factory import build_engine
 from nx46vx.model.fitplan import open_fit_data
 from nx46vx.model.neuron import NeuronSpec
 from search.executor import SearchJob
+from search.resources import Resources
 from search.tally import Tally, engine_fields, kernels
 from trainables.task import TaskFactory
 
@@ -59,6 +60,9 @@ class InlineExecutor:
 
     def connect(self, gpus: Sequence[str] = ()) -> None:
         """There is nothing to connect to."""
+
+    def case_tasks(self, resources: Resources, at_once: int, cores_each: int, on_queued: Callable[..., None]) -> None:
+        """There are no other processes."""
 
     def close(self) -> None:
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
@@ -19,6 +19,7 @@ from nx46vx.model.candidates import Candidate
 from nx46vx.model.fitplan import load_fit_plan
 from nx46vx.model.neuron import NeuronSpec
 from nx46vx.paths import RunPaths
+from search.case_tasks import CaseTasks, room_here
 from search.cluster import ray_session
 from search.engines import Engines
 from search.executor import SearchJob
@@ -119,9 +120,20 @@ class TuneExecutor:
             self._stack.enter_context(ray_session(self._address, gpus))
             self._ready = True
 
+    def case_tasks(
+        self, resources: Resources, at_once: int, cores_each: int, on_queued: Callable[..., None]
+    ) -> CaseTasks | None:
+        """Ray tasks on this machine, in the session that the search will use; None where Ray has no core of it."""
+        self._connect_for(resources)
+        room = room_here(at_once, cores_each)
+        return None if room is None else CaseTasks(room, on_queued=on_queued)
+
+    def _connect_for(self, resources: Resources) -> None:
+        self.connect([spot.gpu for spot in resources.spots if spot.gpu])
+
     def run(self, job: SearchJob) -> None:
         started, tally = time.perf_counter(), Tally()
-        self.connect([spot.gpu for spot in job.resources.spots if spot.gpu])
+        self._connect_for(job.resources)
         tally.ray_init_seconds = time.perf_counter() - started
         engines = Engines(job)
         try:

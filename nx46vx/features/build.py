@@ -16,7 +16,7 @@ from nx46vx.features.reading import Reader, read_case
 from nx46vx.features.reference import measure_reference
 from nx46vx.features.request import SampleRequest
 from nx46vx.features.sampling import case_seed, labelled_counts, sample_balanced, sample_natural, spatial_blocks
-from nx46vx.runtime.io_clock import IoClock
+from nx46vx.runtime.io_clock import IoClock, Span
 
 #: ``sample_features``, or what gives the same bits in another way.
 Sampling = Callable[..., np.ndarray]
@@ -25,8 +25,9 @@ Sampling = Callable[..., np.ndarray]
 def build_case(
     root: Path, request: SampleRequest, *, threads: int = 1, read: Reader = read_case, store: Store = "npy",
     sampling: Sampling = sample_features, io: IoClock | None = None,
-) -> str:  # fmt: skip
-    """Make the entry of a request unless it is there by now, and return its key.
+) -> list[Span]:  # fmt: skip
+    """Make the entry of a request unless it is there by now; in another process than the one that ``io`` is of, return
+    what was read and written.
 
     Whoever comes while another process builds the same entry waits for it and builds nothing. ``threads`` share the
     computation; ``read`` gives the volumes; ``store`` says how the features are kept; ``sampling`` computes them;
@@ -36,13 +37,13 @@ def build_case(
         DataError: the volumes cannot be read, or hold nothing to draw samples from.
         EnvironmentFault: the cache cannot be written to.
     """
-    path = entry_path(root, request.key)
+    path, io = entry_path(root, request.key), io or IoClock()
     with held(root / "locks" / f"{request.key}.lock"):
         if entry_problem(path) is not None:
             arrays, counts = draw_samples(request, threads=threads, read=read, sampling=sampling)
-            with (io or IoClock()).counting("write_features"):
+            with io.counting("write_features"):
                 write_entry(path, arrays, case_id=request.case.case_id, counts=counts, facts=request.facts, store=store)
-    return request.key
+    return io.told()
 
 
 def draw_samples(

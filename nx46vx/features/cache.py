@@ -83,6 +83,7 @@ class FeatureCache:
         requests: Sequence[SampleRequest],
         *,
         executor: Executor,
+        threads: int | None = None,
         on_done: Callable[[CaseSamples], None] | None = None,
         sampling: Sampling = sample_features,
     ) -> list[CaseSamples]:
@@ -91,7 +92,9 @@ class FeatureCache:
         Args:
             requests: what is wanted.
             executor: missing cases are computed through its ``map``, which has to keep the order.
-            on_done: called with each case's samples as they become ready.
+            threads: that share the work on one case; None: where there are fewer cases than processors, each gets some.
+            on_done: called with each case's samples as they become ready; what it raises ends the build, and what
+                was not begun by then is not begun.
             sampling: computes the features; one on a GPU wants an executor of threads of this process.
 
         Raises:
@@ -101,19 +104,19 @@ class FeatureCache:
         missing = self._missing(requests)
         self._prepare(list(missing.values()))
         ahead = ReadAhead(list(missing.values()), self._io)
-        # Where there are fewer cases than processors, each case gets some.
+        share = threads or max(1, usable_cpus() // max(1, len(missing)))
         build = partial(
-            build_case, threads=max(1, usable_cpus() // max(1, len(missing))), read=ahead, store=self._store,
-            sampling=sampling, io=self._io,
+            build_case, threads=share, read=ahead, store=self._store, sampling=sampling, io=self._io
         )  # fmt: skip
-        done = executor.map(build, [self.root] * len(missing), missing.values()) if missing else iter(())
-        ready = {request.key for request in requests} - missing.keys()
-        pending = iter(done)
+        done = iter(executor.map(build, [self.root] * len(missing), missing.values()) if missing else ())
+        ready, pending = {request.key for request in requests} - missing.keys(), zip(missing, done, strict=False)
         samples: list[CaseSamples] = []
         try:
             for place, request in enumerate(requests):
                 while request.key not in ready:
-                    ready.add(next(pending))
+                    key, spans = next(pending)
+                    ready.add(key)
+                    self._io.add(spans)
                 samples.append(self.open(request.key, role=request.role))
                 self._sink.emit(
                     "PROGRESS_UPDATE", stage="features", file=request.case.case_id, index=place + 1,
@@ -122,6 +125,8 @@ class FeatureCache:
                 if on_done is not None:
                     on_done(samples[-1])
         finally:
+            if (close := getattr(done, "close", None)) is not None:
+                close()
             ahead.close()
         return samples
 

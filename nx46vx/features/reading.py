@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from nx46vx.data.volume_io import read_volume
 from nx46vx.errors import DataError
 from nx46vx.features.request import SampleRequest
 from nx46vx.runtime.io_clock import IoClock
+
+_PIECE = 4 << 20  # bytes
 
 #: Reads a request's label and image, each ``(z, y, x)`` uint8.
 Reader = Callable[[SampleRequest], tuple[np.ndarray, np.ndarray]]
@@ -28,6 +33,17 @@ def read_case(request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
     if case.label is None:
         raise DataError("the case has no label to draw samples by", where=case.case_id, fix="use labelled cases")
     return read_volume(case.label, case_id=case.case_id), read_volume(case.image, case_id=case.case_id)
+
+
+@dataclass(frozen=True)
+class CountedReader:
+    """A ``Reader``; ``io`` counts it."""
+
+    io: IoClock
+
+    def __call__(self, request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
+        with self.io.counting("read_volumes"):
+            return read_case(request)
 
 
 class ReadAhead:
@@ -51,13 +67,10 @@ class ReadAhead:
                 self._ahead = None  # one that was passed by is read when it is asked for after all
                 if following < len(self._requests):
                     self._ahead = following, self._pool.submit(self._in_memory, self._requests[following])
-        if ready is not None:
-            return ready.result()
-        with self._io.counting("read_volumes"):
-            return read_case(request)
+        return CountedReader(self._io)(request) if ready is None else ready.result()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _plain_reader, ()
+        return CountedReader, (self._io,)
 
     def close(self) -> None:
         """Stop reading ahead; who still asks is served."""
@@ -71,5 +84,25 @@ class ReadAhead:
         return label, image
 
 
-def _plain_reader() -> Reader:
-    return read_case
+class FilesAhead:
+    """Has the system read the files of cases that other processes on this machine are about to want."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="files-ahead")
+
+    def __call__(self, request: SampleRequest) -> None:
+        """Read a case's files through, in the background. What cannot be read is for its reader to name."""
+        for path in (request.case.label, request.case.image):
+            if path is not None:
+                self._pool.submit(_read_through, path)
+
+    def close(self) -> None:
+        """Read nothing further."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_through(path: Path) -> None:
+    piece = bytearray(_PIECE)
+    with suppress(OSError), open(path, "rb", buffering=0) as file:
+        while file.readinto(piece):
+            pass

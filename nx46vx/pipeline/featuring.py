@@ -1,4 +1,4 @@
-"""What computes the features: a GPU that gives the processor's bits, or the processor; the log says which, and why."""
+"""Features on a GPU that gives the processor's bits; where there is none the log says why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nx46vx.errors import EnvironmentFault
-from nx46vx.features.blocks import sample_features
 from nx46vx.features.build import Sampling
 from nx46vx.features.cache import Executor
 from nx46vx.features.gpu import Gpu
@@ -27,35 +26,31 @@ CASES = 4
 
 @dataclass(frozen=True)
 class How:
-    """``executor`` maps over cases, ``sampling`` computes a case's features."""
+    """``executor`` maps over cases, ``at_once`` of them; ``sampling`` computes a case's features."""
 
     executor: Executor
-    sampling: Sampling = sample_features
+    at_once: int
+    sampling: Sampling
 
 
 @contextmanager
-def features_device(
-    session: Session, device: DeviceChoice, mapper: Executor, use: PhaseUse | None, missing: int
-) -> Iterator[How]:
-    """How ``missing`` cases are computed. On a GPU: in this process, one case after the other on the first of
-    ``device``'s GPUs, ``use`` being told how long it worked.
+def features_on_gpu(session: Session, device: DeviceChoice, use: PhaseUse | None) -> Iterator[How | None]:
+    """How cases are computed on a GPU: in this process, one case after the other on the first of ``device``'s GPUs,
+    ``use`` being told how long it worked. None where none can, or none is to.
 
     Raises:
         EnvironmentFault: the configuration insists on a GPU, and none can.
     """
     use = use or PhaseUse("features", asked=False)
-    if missing == 0:
-        use.nothing_to_do()
-        yield How(mapper)
-        return
     gpu = _gpu(session, device, use)
     if gpu is None:
-        yield How(mapper)
+        yield None
         return
     sampling = GpuSampling(gpu, use.fall_back)
     try:
-        with ThreadPoolExecutor(min(CASES, usable_cpus() + 1), thread_name_prefix="gpu-features") as threads:
-            yield How(threads, sampling)
+        at_once = min(CASES, usable_cpus() + 1)
+        with ThreadPoolExecutor(at_once, thread_name_prefix="gpu-features") as threads:
+            yield How(threads, at_once, sampling)
     finally:
         use.on_gpu(gpu.seconds)
         session.log.emit(

@@ -16,9 +16,9 @@ from nx46vx.model.fitplan import FitPlan
 from nx46vx.model.neuron import prepare_neuron
 from nx46vx.model.samples import FitData, Samples
 from nx46vx.model.views import draw_views, relevance_gram
+from nx46vx.pipeline.building import builders
 from nx46vx.pipeline.dataset import Cases
 from nx46vx.pipeline.decisions import Decisions
-from nx46vx.pipeline.featuring import features_device
 from nx46vx.pipeline.growing import Grower
 from nx46vx.pipeline.latest import announce_resume, note_latest
 from nx46vx.pipeline.planfile import frozen_fit, identity_of, keep_feature_digests, write_plan
@@ -26,7 +26,6 @@ from nx46vx.pipeline.retraining import keep_what_fits
 from nx46vx.pipeline.session import Session
 from nx46vx.pipeline.watching import TrainWatch
 from nx46vx.runtime.checkpoint import Checkpoint
-from nx46vx.runtime.device import CPU, DeviceChoice
 from nx46vx.runtime.gpu_phases import PhaseUse
 from nx46vx.runtime.heartbeat import heartbeat
 from nx46vx.runtime.progress import open_ended_targets
@@ -50,12 +49,14 @@ class FitResult:
 
 
 def load_samples(
-    session: Session, cases: Cases, mapper: Mapper, use: PhaseUse | None = None, device: DeviceChoice = CPU
-) -> tuple[FitData, list[Samples], tuple[str, ...]]:
+    session: Session, cases: Cases, mapper: Mapper, use: PhaseUse | None = None, *, executor: Executor | None = None,
+    resources: Resources | None = None,
+) -> tuple[FitData, list[Samples], tuple[str, ...]]:  # fmt: skip
     """Build or map the samples of every pair; training and validation data, hold-out samples, and their keys.
 
-    ``device`` computes what is to be built, where it can. ``use`` is told what it did, or that there was nothing to
-    build.
+    ``mapper`` maps over threads; where much is missing, ``executor`` is asked for processes. ``resources`` name the
+    device that computes what is to be built, where it can. ``use`` is told what it did, or that there was nothing to
+    build. Between two cases the time governor may end it.
 
     Raises (besides ``FeatureCache.build``'s):
         EnvironmentFault: ``features.device`` is ``cuda`` and no GPU can.
@@ -65,9 +66,8 @@ def load_samples(
     covered: list[str] = []
     store = session.settings.features.store
     cache = FeatureCache(session.cache_dir, sink=session.log, store=store, io=session.io)
-    built = {request.case.case_id for request in requests if not cache.has(request.key)}
-    if use is not None and not built:
-        use.nothing_to_do()
+    missing = [request for request in requests if not cache.has(request.key)]
+    built = {request.case.case_id for request in missing}
 
     def done(samples: Samples) -> None:
         if samples.case_id in built:
@@ -79,9 +79,13 @@ def load_samples(
             "TRAIN_COVERAGE_PROGRESS", case_id=samples.case_id, pairs_done=len(covered), pairs_total=len(requests),
             train_pair_coverage_pct_effective=100.0 * len(covered) / cases.coverage.discovered,
         )  # fmt: skip
+        if missing:
+            session.governor.check()
 
-    with heartbeat(session.log, "features"), features_device(session, device, mapper, use, len(built)) as how:
-        samples = cache.build(requests, executor=how.executor, on_done=done, sampling=how.sampling)
+    with heartbeat(session.log, "features"), builders(session, missing, mapper, executor, resources, use) as by:
+        samples = cache.build(
+            requests, executor=by.mapper, threads=by.threads, on_done=done, sampling=by.sampling
+        )  # fmt: skip
     keep_feature_digests(session, cases, {one.key: own.digest for one, own in zip(requests, samples, strict=True)})
     session.log.emit(
         "TRAIN_COVERAGE_FINAL", pairs=len(covered),

@@ -20,10 +20,10 @@ from nx46vx.features.request import SampleRequest
 from nx46vx.model.calibration import seconds_per_cell
 from nx46vx.model.candidates import TILE
 from nx46vx.paths import RunPaths, cache_root
+from nx46vx.pipeline.building import workers
 from nx46vx.pipeline.dataset import Cases, find_cases, sample_requests
 from nx46vx.pipeline.planfile import read_plan, write_plan
 from nx46vx.pipeline.planshape import fit_of, load_plan
-from nx46vx.pipeline.run import workers
 from nx46vx.pipeline.session import Session, open_session
 from nx46vx.pipeline.standing import check_directory, check_same_data
 from nx46vx.runtime.sink import NullSink

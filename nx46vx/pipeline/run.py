@@ -19,6 +19,7 @@ from nx46vx import __version__
 from nx46vx.errors import NX46Error, StoppedError
 from nx46vx.logs import say
 from nx46vx.paths import RunPaths
+from nx46vx.pipeline.building import workers
 from nx46vx.pipeline.choose import choose, write_ensemble
 from nx46vx.pipeline.clustering import Machines, check_machines, find_machines
 from nx46vx.pipeline.dataset import find_cases
@@ -108,11 +109,6 @@ def make_executor(settings: Settings) -> Executor:
     return TuneExecutor(settings.resources.ray_address)
 
 
-def workers(settings: Settings) -> int:
-    """How many cases are computed at once."""
-    return usable_cpus() if settings.features.workers == "auto" else settings.features.workers
-
-
 def _stages(
     session: Session, resources: Resources, executor: Executor, watch: TrainWatch, profiler: Profiler,
     ledger: GpuLedger,
@@ -140,7 +136,7 @@ def _stages(
                 write_plan(session, cases, None)
         governor.check()
         with stage("features") as use:
-            data, holdout, keys = load_samples(session, cases, mapper, use, resources.device)
+            data, holdout, keys = load_samples(session, cases, mapper, use, executor=executor, resources=resources)
     governor.check()
     with stage("freeze"):
         plan = freeze(session, cases, data, keys)

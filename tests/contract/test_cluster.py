@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tiny import Ended, events, iterations_done, results, run, start, tiny_settings, write_config
 
-from search.cluster import prepare_environment
+from search.cluster import prepare_environment, ray_session
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -64,6 +64,23 @@ def cluster_run(config: Path, root: Path, address: str, **env: str) -> Any:
     return start("run", "--config", config, "--out", root, "--ray-address", address, env={**os.environ, **env})
 
 
+def where_tasks_run(address: str) -> tuple[set[str], str]:
+    """The machines that tasks for cases run on when there are more than this one has cores, and this one."""
+    import ray
+
+    from search.case_tasks import CaseTasks, room_here
+
+    with ray_session(address, ()):
+        room = room_here(3, 1)
+        assert room is not None
+
+        def node_of(_: int) -> str:
+            time.sleep(0.3)  # long enough for Ray to look for other machines, if it may
+            return str(ray.get_runtime_context().get_node_id())
+
+        return set(CaseTasks(room).map(node_of, range(3))), room.node
+
+
 def ended(process: Any) -> Ended:
     stdout, stderr = process.communicate(timeout=360)
     return Ended(process.returncode, stdout, stderr)
@@ -105,6 +122,8 @@ def test_every_machine_has_an_engine_and_gets_the_features_once(
     assert again.code == 0, again.stderr
     assert events(tmp_path / "again", "ENTRIES_SENT")[0]["times"] == 0
     assert results(tmp_path / "again") == results(plain)
+    nodes_used, here = where_tasks_run(cluster.address)
+    assert nodes_used == {here}, "the cases' files may be on this machine alone"
 
 
 def test_a_student_is_trained_on_the_machine_that_the_run_was_started_on(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +15,9 @@ import orjson
 import pytest
 
 from nx46vx.errors import EnvironmentFault, IncompatibleError
-from nx46vx.features.blocks import sample_features
 from nx46vx.features.cache import FeatureCache
 from nx46vx.paths import RunPaths
-from nx46vx.pipeline.featuring import features_device
+from nx46vx.pipeline.featuring import features_on_gpu
 from nx46vx.pipeline.run import run
 from nx46vx.pipeline.verifying import verify
 from nx46vx.runtime.device import CPU, DeviceChoice, Gpu, Probe, choice
@@ -144,8 +142,8 @@ def test_features_that_are_not_those_of_the_plan_are_named(folder: Path, on_gpu:
 
 def test_features_insisting_on_a_gpu_are_refused_where_the_run_has_none() -> None:
     session = SimpleNamespace(settings=tiny_settings(None, {"features.device": "cuda"}), log=MemorySink())
-    with ThreadPoolExecutor(1) as mapper, pytest.raises(EnvironmentFault) as refused:
-        features_device(session, CPU, mapper, None, 1).__enter__()  # type: ignore[arg-type]
+    with pytest.raises(EnvironmentFault) as refused:
+        features_on_gpu(session, CPU, None).__enter__()  # type: ignore[arg-type]
     assert "computes on the CPU" in str(refused.value.found)
 
 
@@ -155,11 +153,8 @@ def test_on_a_cluster_the_processors_compute_and_it_is_said(monkeypatch: pytest.
     use = PhaseUse("features", asked=True, tell=said.append)
     settings = tiny_settings(None, {"features.device": "auto", "resources.ray_address": "head:6379"})
     session = SimpleNamespace(settings=settings, log=MemorySink())
-    with (
-        ThreadPoolExecutor(1) as mapper,
-        features_device(session, DeviceChoice("cuda", FOUND.gpus), mapper, use, 1) as how,  # type: ignore[arg-type]
-    ):
-        assert how.executor is mapper
+    with features_on_gpu(session, DeviceChoice("cuda", FOUND.gpus), use) as how:  # type: ignore[arg-type]
+        assert how is None
     assert said == ["on a cluster features are computed by its processors"]
 
 
@@ -170,12 +165,11 @@ def test_the_configuration_can_insist_on_a_device(asked: str, cupy: Any, monkeyp
     log, use = MemorySink(), PhaseUse("features", asked=True)
     session = SimpleNamespace(settings=tiny_settings(None, {"features.device": asked}), log=log)
     device = DeviceChoice("cuda", FOUND.gpus)
-    with ThreadPoolExecutor(1) as mapper:
-        if asked == "cuda":
-            with pytest.raises(EnvironmentFault) as refused:
-                features_device(session, device, mapper, use, 3).__enter__()  # type: ignore[arg-type]
-            assert refused.value.where == "features.device" and "CuPy" in str(refused.value.found)
-            return
-        with features_device(session, device, mapper, use, 3) as how:  # type: ignore[arg-type]
-            assert how.executor is mapper and how.sampling is sample_features
+    if asked == "cuda":
+        with pytest.raises(EnvironmentFault) as refused:
+            features_on_gpu(session, device, use).__enter__()  # type: ignore[arg-type]
+        assert refused.value.where == "features.device" and "CuPy" in str(refused.value.found)
+        return
+    with features_on_gpu(session, device, use) as how:  # type: ignore[arg-type]
+        assert how is None
     assert log.events == [] and not use.asked and not cupy.puts

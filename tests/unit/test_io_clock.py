@@ -96,7 +96,33 @@ def test_in_another_process_it_counts_for_itself() -> None:
     io = IoClock()
     with io.counting("write_masks"):
         pass
-    assert pickle.loads(pickle.dumps(io)).figures()["kinds"] == {}  # noqa: S301
+    away = pickle.loads(pickle.dumps(io))  # noqa: S301
+    assert away.figures()["kinds"] == {} and io.told() == []
+    with away.counting("read_volumes"):
+        pass
+    spans = away.told()
+    assert [kind for kind, *_ in spans] == ["read_volumes"] and away.told() == []
+    io.add(spans)
+    assert set(io.figures()["kinds"]) == {"write_masks", "read_volumes"}
+
+
+def test_a_case_built_in_another_process_brings_home_what_it_read_and_wrote(tmp_path: Path, tiny_data: Path) -> None:
+    """A map that does as processes do: what it calls has been pickled, and what that returns."""
+
+    def sent(what: Any) -> Any:
+        return pickle.loads(pickle.dumps(what))  # noqa: S301
+
+    class Away:
+        def map(self, fn: Any, /, *given: Any) -> Any:
+            return (sent(sent(fn)(*one)) for one in zip(*given, strict=True))
+
+    with ThreadPoolExecutor(1) as pool:
+        dataset = discover(tiny_data, book=DigestBook(tmp_path / "b"), sink=NullSink(), executor=pool)
+    requests, io = [SampleRequest(case, "train", 0, 200, 64) for case in dataset.train[:2]], IoClock()
+    FeatureCache(tmp_path / "cache", sink=NullSink(), io=io).build(requests, executor=Away())
+    kinds = io.figures()["kinds"]
+    assert (kinds["read_volumes"]["times"], kinds["write_features"]["times"]) == (2, 2)
+    assert kinds["read_volumes"]["seconds"] > 0 and io.figures()["overlapped"]
 
 
 def test_a_slow_disk_shows_in_the_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_data: Path) -> None:
