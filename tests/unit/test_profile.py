@@ -113,7 +113,8 @@ def test_engines_work_side_by_side_but_their_lanes_add_up() -> None:
 
 def life(name: str, busy: float, iterations: int, *, gpu: float = 0.0, peak: int = 0) -> dict[str, Any]:
     return {
-        "life": name, "busy_seconds": busy, "lane_iterations": iterations, "gpu_seconds": gpu, "gpu_peak_bytes": peak,
+        "life": name, "busy_seconds": busy, "figures_seconds": busy / 8, "lane_iterations": iterations,
+        "gpu_seconds": gpu, "gpu_peak_bytes": peak,
         "kernel": "torch", "kernel_reason": name,
     }  # fmt: skip
 
@@ -128,6 +129,7 @@ def test_a_dead_engines_work_is_counted_as_far_as_it_told_of_it() -> None:
     lives.tell(0, life("b", 2.0, 100, gpu=1.0, peak=4))
     total = lives.total(0)
     assert (total["busy_seconds"], total["lane_iterations"], total["gpu_seconds"]) == (5.0, 250, 3.0)
+    assert total["figures_seconds"] == 5.0 / 8
     assert (total["gpu_peak_bytes"], total["restarts"], total["kernel_reason"]) == (9, 1, "b")
     tally.add_engines([total, lives.total(1)])
     assert (tally.engine_busy_seconds, tally.gpu_seconds, tally.lane_iterations) == (5.0, 3.0, 350)
