@@ -121,7 +121,7 @@ def _outcome(one: Any) -> tuple[Any, BaseException | None]:
         return None, EnvironmentFault(
             "a process was killed at its work again and again" if killed else "Ray cannot run tasks here any more",
             where="Ray's tasks on this machine",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            found=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}",
             fix="most often memory is short: lower features.workers or features.block, and start again",
         )
 

@@ -18,7 +18,9 @@ def fitted(
     """Seconds that the engine takes for all iterations of the candidates (the whole grid unless given), seconds for
     their figures at every tenth one besides, and the weights (3F + 1,) of each."""
     engine = build_engine(plan, data, threads=threads)
-    requests = [plan.start(candidate, plan.max_iter) for candidate in candidates or plan.candidates]
+    requests = [
+        plan.start(candidate, plan.max_iter) for candidate in (plan.candidates if candidates is None else candidates)
+    ]
     engine.expect(requests)
     thetas = {}
     for request in requests:

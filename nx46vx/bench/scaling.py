@@ -45,7 +45,7 @@ def measure(sizes: Sizes, folder: Path | None = None) -> Outcome:
     a cache of which nothing is in memory, against reading its files from the same disk, with the memory it takes."""
     figures = [
         *_growth("samples", "samples", sizes.samples, sizes.repetitions, _pass_seconds),
-        *_growth("lanes", "lanes", sizes.neurons, sizes.repetitions, lambda n: _pass_seconds(400_000, n), per=15),
+        *_growth("lanes", "lanes", sizes.neurons, sizes.repetitions, lambda n: _pass_seconds(400_000, n, 10), per=15),
         *_growth("iterations", "iterations", sizes.iterations, sizes.repetitions, _iterations_seconds),
         *cold_figures(sizes.cold_samples, sizes.cold_resident_bytes, sizes.repetitions, folder),
     ]
@@ -74,20 +74,21 @@ def _growth(
     ]
 
 
-def _pass_seconds(samples: int, neurons: int = NEURONS) -> Callable[[], float]:
-    """Seconds of one iteration of all lanes; a case's samples may stand in memory once and be met several times."""
+def _pass_seconds(samples: int, neurons: int = NEURONS, passes_each: int = 2) -> Callable[[], float]:
+    """Seconds of one iteration of all lanes, from ``passes_each`` of them; a case's samples may stand in memory once,
+    and be met several times."""
     size = samples // CASES
     one, other = (learnable_data(size, 1024, seed=seed) for seed in (0, 1))
     cases = [(one, other)[number % 2].train[0] for number in range(CASES)]
     data = FitData(one.pool, cases, one.validation)
     passes, plan = _known(data, one, neurons)
     lanes = len(plan.candidates)
-    return lambda: 1e-9 * iterations_ns(passes, plan, plan.candidates, 2) * data.train_samples * lanes
+    return lambda: 1e-9 * iterations_ns(passes, plan, plan.candidates, passes_each) * data.train_samples * lanes
 
 
 def _iterations_seconds(iterations: int) -> Callable[[], float]:
     """Seconds of so many iterations of one meta-neuron's lanes."""
-    one = learnable_data(50_000, 1024)
+    one = learnable_data(400_000, 1024)
     passes, plan = _known(one, one, 1)
     cells = one.train_samples * len(plan.candidates) * iterations
     return lambda: 1e-9 * iterations_ns(passes, plan, plan.candidates, iterations) * cells

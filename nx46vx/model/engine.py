@@ -112,8 +112,8 @@ class FitEngine:
             self._pass()
 
     def stats(self) -> dict[str, Any]:
-        """Seconds spent in passes (of them for the figures at every tenth iteration: ``figures_seconds``) and lane
-        iterations done since the start; what computes, and why that."""
+        """Seconds spent in passes that are over (of them for the figures at every tenth iteration: ``figures_seconds``)
+        and lane iterations done since the start; what computes, and why that."""
         return {
             "busy_seconds": self.busy_seconds,
             "figures_seconds": self.figures_seconds,
@@ -203,13 +203,16 @@ class FitEngine:
                 return
             records: dict[Candidate, list[np.ndarray]] = {lane.candidate: [] for lane in lanes}
             kpis: dict[Candidate, list[dict[str, Any]]] = {lane.candidate: [] for lane in lanes}
+            figures = 0.0
             while moving := [lane for lane in lanes if self._at(lane) < targets[lane.candidate]]:
                 self._iterate(moving, records)
                 due = [
                     lane for lane in moving if self._at(lane) % KPI_EVERY == 0 or self._at(lane) == lane.until
                 ]  # fmt: skip
                 if due:
+                    figures -= time.perf_counter()
                     self._evaluate(due, kpis)
+                    figures += time.perf_counter()
             seconds = time.perf_counter() - started
             with self._changed:
                 for lane in lanes:
@@ -222,6 +225,7 @@ class FitEngine:
                     )
                     lane.frontier = replace(state)
                 self.busy_seconds += seconds
+                self.figures_seconds += figures
                 self._changed.notify_all()
 
     def _at(self, lane: _Lane) -> int:
@@ -237,7 +241,6 @@ class FitEngine:
             records[lane.candidate].append(rows[lane.candidate.meta_neuron][lane.slot])
 
     def _evaluate(self, due: list[_Lane], kpis: dict[Candidate, list[dict[str, Any]]]) -> None:
-        started = time.perf_counter()
         tiles = sorted({lane.candidate.meta_neuron for lane in due})
         thetas = {k: self._solvers[k].theta for k in tiles}
         active = _masks(due)
@@ -265,7 +268,6 @@ class FitEngine:
                     **vars(figures),
                 }
             )
-        self.figures_seconds += time.perf_counter() - started
 
 
 def _masks(lanes: list[_Lane]) -> dict[int, np.ndarray]:

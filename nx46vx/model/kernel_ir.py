@@ -32,9 +32,12 @@ ROUND = 12582912.0
 #: Bits of sqrt(1/2): the mantissa of a logarithm's argument is brought to [sqrt(1/2), sqrt(2)).
 ROOT_HALF = 0x3F3504F3
 
-#: Width of vectors for which the machine has instructions for exponents; the smaller magnitude, with a minus sign; and
-#: the rounding that is in force: what Intel's manual calls them.
-_EXPONENTS, _MINUS_SMALLER, _AS_USUAL = 16, 0b1110, 4
+#: Floats of an AVX-512 register.
+_AVX512 = 16
+#: VRANGEPS: the smaller magnitude, with a minus sign.
+_MINUS_SMALLER = 0b1110
+#: Rounding as it is in force.
+_CURRENT = 4
 
 Value = Any
 
@@ -43,7 +46,7 @@ Value = Any
 class Machine:
     """A processor as the kernel sees it: floats and how many of them a vector register holds, registers, whether it
     multiplies and adds in one rounding, and whether it has instructions for exponents (AVX-512 DQ). The last one
-    changes no bits."""
+    changes no bits of finite results."""
 
     cpu: str
     features: str
@@ -194,7 +197,7 @@ class Writer:
     def exp2_minus_abs(self, xs: Sequence[Value]) -> Generator[None, None, list[Value]]:
         """2^-|x| of some vectors, relative error 2e-7; below 2^-125 it stays there. Stops after every step."""
         b = self.b
-        if self.machine.exponents and self.width == _EXPONENTS:
+        if self.machine.exponents and self.width == _AVX512:
             lows = [self._x86("range", x, self.real(125.0), I32(_MINUS_SMALLER)) for x in xs]
             yield
             wholes = [self._rint(low) for low in lows]
@@ -214,7 +217,7 @@ class Writer:
         for coefficient in (*EXP2[-2::-1], 1.0):
             powers = [self.fma(power, rest, self.real(coefficient)) for power, rest in zip(powers, rests, strict=True)]
             yield
-        if self.machine.exponents and self.width == _EXPONENTS:
+        if self.machine.exponents and self.width == _AVX512:
             return [self._x86("scalef", power, whole) for power, whole in zip(powers, wholes, strict=True)]
         exponents = [b.shl(b.bitcast(number, self.of(I32)), self.whole(23)) for number in shifted]
         yield
@@ -235,7 +238,7 @@ class Writer:
     def _x86(self, name: str, *arguments: Value) -> Value:
         """An AVX-512 instruction on whole vectors, rounded as usual."""
         kind = arguments[0].type
-        more = [ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(_EXPONENTS), -1), I32(_AS_USUAL)]
+        more = [ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(_AVX512), -1), I32(_CURRENT)]
         return self._call(f"llvm.x86.avx512.mask.{name}.ps.512", kind, [*arguments, *more])
 
     def log2(self, x: Value) -> Value:

@@ -1,7 +1,7 @@
 """The sums over the samples, on the CPU through the compiled kernel. No torch.
 
-A chunk of samples and the lanes of a tile meet in one call: float32 within the chunk, each lane by itself; the chunk's
-sums are float64 and are added in chunk order. Threads take different chunks.
+A chunk of samples and all tiles of one width meet in one call: float32 within the chunk, each lane by itself; the
+chunk's sums are float64 and are added in chunk order. Threads take different chunks, of the last ones different tiles.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ class KernelPasses:
             loss[job.lanes] = (added[0] - tile.plan.padding.sum()) * math.log(2.0) / tile.plan.weight
             added[-1] -= PADDING_ERROR * tile.plan.padding.sum()
             gradient[:, job.lanes] = added[1:] / tile.plan.weight
+            gradient[:, np.isnan(loss)] = np.nan  # not every processor's exponentials pass NaN on, but all losses do
             result[tile.spec.meta_neuron] = loss, gradient
         return result
 
@@ -176,7 +177,8 @@ class KernelPasses:
         )  # fmt: skip
 
     def _run(self, chunks: list[Chunk], cases: list[_Case | _ChunkedCase], jobs: list[_Job], name: str) -> None:
-        """Call the kernel for every chunk and job; each thread takes the next part of it that nobody has."""
+        """Call the kernel for every chunk and job: each thread takes the next pair of a chunk and calls that nobody
+        has."""
         residency = self._residency if name == "train" and self._residency.bounded else None
         if residency is not None:
             residency.start()

@@ -135,16 +135,16 @@ def step_together(
     solvers: Mapping[int, TileSolver], sums: Mapping[int, tuple[np.ndarray, np.ndarray]],
     active: Mapping[int, np.ndarray],
 ) -> dict[int, np.ndarray]:  # fmt: skip
-    """``TileSolver.step`` of some meta-neurons' tiles, all of one method: those of one width in one go."""
+    """``TileSolver.step`` of some meta-neurons' tiles: those of one width and method in one go."""
     rows: dict[int, np.ndarray] = {}
-    for columns in {solver.columns for solver in solvers.values()}:
-        keys = [k for k, solver in solvers.items() if solver.columns == columns]
+    for columns, method in {(solver.columns, solver.method) for solver in solvers.values()}:
+        keys = [k for k, solver in solvers.items() if (solver.columns, solver.method) == (columns, method)]
         tiles = [solvers[k] for k in keys]
         l1, l2, curvature = (
             np.concatenate([np.broadcast_to(value, TILE) for value in values])
             for values in zip(*((tile.l1, tile.l2, tile.curvature) for tile in tiles), strict=True)
         )
-        joint = TileSolver(columns, l1, l2, curvature, tiles[0].method)
+        joint = TileSolver(columns, l1, l2, curvature, method)
         for name in _STATE:
             setattr(joint, name, np.concatenate([getattr(tile, name) for tile in tiles], axis=-1))
         loss, gradient = (np.concatenate([sums[k][part] for k in keys], axis=-1) for part in (0, 1))
