@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -201,13 +202,17 @@ class FitEngine:
                     targets[lane.candidate] = min(*ends, lane.until)
             if not lanes:
                 return
-            records: dict[Candidate, list[np.ndarray]] = {lane.candidate: [] for lane in lanes}
-            kpis: dict[Candidate, list[dict[str, Any]]] = {lane.candidate: [] for lane in lanes}
+            steps = [targets[lane.candidate] - lane.frontier.iteration for lane in lanes]
+            records: dict[int, list[np.ndarray]] = {k: [] for k in tiles}
+            kpis: dict[Candidate, dict[str, Any]] = {}
             figures = 0.0
-            while moving := [lane for lane in lanes if self._at(lane) < targets[lane.candidate]]:
-                self._iterate(moving, records)
+            for begin, end in pairwise([0, *sorted(set(steps))]):
+                active = _masks([lane for lane, own in zip(lanes, steps, strict=True) if own > begin])
+                for _ in range(end - begin):
+                    self._iterate(active, records)
                 due = [
-                    lane for lane in moving if self._at(lane) % KPI_EVERY == 0 or self._at(lane) == lane.until
+                    lane for lane, own in zip(lanes, steps, strict=True)
+                    if own == end and (self._at(lane) % KPI_EVERY == 0 or self._at(lane) == lane.until)
                 ]  # fmt: skip
                 if due:
                     figures -= time.perf_counter()
@@ -215,14 +220,13 @@ class FitEngine:
                     figures += time.perf_counter()
             seconds = time.perf_counter() - started
             with self._changed:
-                for lane in lanes:
+                for lane, own in zip(lanes, steps, strict=True):
                     state = self._solvers[lane.candidate.meta_neuron].get(lane.slot)
                     before = lane.frontier.digest
-                    rows = np.array(records[lane.candidate])
-                    self.lane_iterations += len(rows)
-                    lane.ready[before] = BlockResult(
-                        lane.candidate, before, state, rows, tuple(kpis[lane.candidate]), seconds / len(lanes)
-                    )
+                    rows = np.stack([one[lane.slot] for one in records[lane.candidate.meta_neuron][:own]])
+                    self.lane_iterations += own
+                    told = (kpis[lane.candidate],) if lane.candidate in kpis else ()
+                    lane.ready[before] = BlockResult(lane.candidate, before, state, rows, told, seconds / len(lanes))
                     lane.frontier = replace(state)
                 self.busy_seconds += seconds
                 self.figures_seconds += figures
@@ -231,48 +235,46 @@ class FitEngine:
     def _at(self, lane: _Lane) -> int:
         return int(self._solvers[lane.candidate.meta_neuron].iteration[lane.slot])
 
-    def _iterate(self, moving: list[_Lane], records: dict[Candidate, list[np.ndarray]]) -> None:
-        tiles = sorted({lane.candidate.meta_neuron for lane in moving})
-        active = _masks(moving)
-        solvers = {k: self._solvers[k] for k in tiles}
+    def _iterate(self, active: dict[int, np.ndarray], records: dict[int, list[np.ndarray]]) -> None:
+        """One iteration of the lanes that are ``active``, by meta-neuron; its rows are added to ``records``."""
+        solvers = {k: self._solvers[k] for k in active}
         gradients = self._passes.gradients({k: solver.point for k, solver in solvers.items()}, active)
-        rows = step_together(solvers, gradients, active)
-        for lane in moving:
-            records[lane.candidate].append(rows[lane.candidate.meta_neuron][lane.slot])
+        for k, rows in step_together(solvers, gradients, active).items():
+            records[k].append(rows)
 
-    def _evaluate(self, due: list[_Lane], kpis: dict[Candidate, list[dict[str, Any]]]) -> None:
-        tiles = sorted({lane.candidate.meta_neuron for lane in due})
-        thetas = {k: self._solvers[k].theta for k in tiles}
+    def _evaluate(self, due: list[_Lane], kpis: dict[Candidate, dict[str, Any]]) -> None:
         active = _masks(due)
+        solvers = {k: self._solvers[k] for k in active}
+        thetas = {k: solver.theta for k, solver in solvers.items()}
         training, validation = self._passes.gradients(thetas, active), self._passes.validate(thetas, active)
+        penalties = {k: penalty(solver.theta, solver.l1, solver.l2) for k, solver in solvers.items()}
+        gaps = {
+            k: optimality_gap(solver.theta, training[k][1], solver.l1, solver.l2) for k, solver in solvers.items()
+        }  # fmt: skip
         for lane in due:
             k, slot = lane.candidate.meta_neuron, lane.slot
-            solver, spec = self._solvers[k], self._specs[k]
-            loss, gradient = training[k]
-            gap = optimality_gap(solver.theta, gradient, solver.l1, solver.l2)
+            spec, loss = self._specs[k], training[k][0]
             mean, counts = validation[k]
-            theta = solver.theta[:, slot]
+            theta = thetas[k][:, slot]
             figures = validation_figures(
                 float(mean[slot]), counts[slot], theta, len(spec.view), spec.log_variance
             )  # fmt: skip
-            kpis[lane.candidate].append(
-                {
-                    "iter": int(solver.iteration[slot]),
-                    "train_loss": float(loss[slot]),
-                    "fit_objective": float(loss[slot] + penalty(solver.theta, solver.l1, solver.l2)[slot]),
-                    "optimality_gap": float(gap[slot]),
-                    "val_positives": counts[slot].positives,
-                    "val_negatives": counts[slot].negatives,
-                    "val_true_positives": counts[slot].true_positives.tolist(),
-                    "val_false_positives": counts[slot].false_positives.tolist(),
-                    **vars(figures),
-                }
-            )
+            kpis[lane.candidate] = {
+                "iter": self._at(lane),
+                "train_loss": float(loss[slot]),
+                "fit_objective": float(loss[slot] + penalties[k][slot]),
+                "optimality_gap": float(gaps[k][slot]),
+                "val_positives": counts[slot].positives,
+                "val_negatives": counts[slot].negatives,
+                "val_true_positives": counts[slot].true_positives.tolist(),
+                "val_false_positives": counts[slot].false_positives.tolist(),
+                **vars(figures),
+            }
 
 
 def _masks(lanes: list[_Lane]) -> dict[int, np.ndarray]:
-    """Which columns of each meta-neuron's tile some lanes take: bool (TILE,)."""
-    masks = {lane.candidate.meta_neuron: np.zeros(TILE, bool) for lane in lanes}
+    """Which columns of each meta-neuron's tile some lanes take: bool (TILE,); meta-neurons in order."""
+    masks = {k: np.zeros(TILE, bool) for k in sorted({lane.candidate.meta_neuron for lane in lanes})}
     for lane in lanes:
         masks[lane.candidate.meta_neuron][lane.slot] = True
     return masks
