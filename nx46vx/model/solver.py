@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -26,10 +26,6 @@ Method = Literal["fista", "ista"]
 
 #: Columns of a lane's iteration record.
 ITERATION_FIELDS = ("iter", "loss_at_gradient_point", "grad_norm", "step_norm", "active_weights", "restart")
-
-
-#: What changes in a solver, the lanes last.
-_STATE = ("theta", "point", "momentum", "iteration", "restarts")
 
 
 def soft_threshold(values: np.ndarray, threshold: np.ndarray) -> np.ndarray:
@@ -62,7 +58,7 @@ class TileSolver:
     columns: int
     l1: np.ndarray
     l2: np.ndarray
-    curvature: float | np.ndarray
+    curvature: float
     method: Method = "fista"
     theta: np.ndarray = field(init=False)
     point: np.ndarray = field(init=False)
@@ -95,40 +91,61 @@ class TileSolver:
 
         Returns the iteration records, shape (TILE, len(ITERATION_FIELDS)); rows of idle lanes are meaningless.
         """
-        old, point = self.theta, self.point
-        loss_at_point = loss + penalty(point, self.l1, self.l2)
-        smooth = gradient.copy()
-        smooth[:-1] += self.l2 * point[:-1]
-        step = 1.0 / (self.curvature + self.l2)
-        moved = point - step * smooth
-        new = np.empty_like(moved)
-        new[:-1] = soft_threshold(moved[:-1], step * self.l1)
-        new[-1] = moved[-1]
-        change = new - old
-        if self.method == "fista":
-            restart = _column_sum((point - new) * change) > 0.0
-            grown = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * self.momentum * self.momentum))
-            following = np.where(restart, new, new + ((self.momentum - 1.0) / grown) * change)
-            momentum = np.where(restart, 1.0, grown)
-        else:
-            restart = np.zeros(self.l1.size, bool)
-            following, momentum = new, self.momentum
-        self.theta = np.where(active, new, old)
-        self.point = np.where(active, following, point)
-        self.momentum = np.where(active, momentum, self.momentum)
-        self.iteration = self.iteration + active
-        self.restarts = self.restarts + (active & restart)
-        return np.stack(
-            [
-                self.iteration.astype(float),
-                loss_at_point,
-                np.sqrt(_column_sum(smooth * smooth)),
-                np.sqrt(_column_sum(change * change)),
-                (new[:-1] != 0.0).sum(axis=0).astype(float),
-                restart.astype(float),
-            ],
-            axis=1,
-        )
+        state = _State(self.theta, self.point, self.momentum, self.iteration, self.restarts)
+        state, rows = _step(self.method, self.l1, self.l2, self.curvature, state, loss, gradient, active)
+        self.theta, self.point, self.momentum, self.iteration, self.restarts = state
+        return rows
+
+
+class _State(NamedTuple):
+    """What changes in a solver, the lanes last."""
+
+    theta: np.ndarray
+    point: np.ndarray
+    momentum: np.ndarray
+    iteration: np.ndarray
+    restarts: np.ndarray
+
+
+def _step(
+    method: Method, l1: np.ndarray, l2: np.ndarray, curvature: float | np.ndarray, state: _State, loss: np.ndarray,
+    gradient: np.ndarray, active: np.ndarray,
+) -> tuple[_State, np.ndarray]:  # fmt: skip
+    """``TileSolver.step`` of any number of lanes: the state that follows, and the records."""
+    old, point = state.theta, state.point
+    loss_at_point = loss + penalty(point, l1, l2)
+    smooth = gradient.copy()
+    smooth[:-1] += l2 * point[:-1]
+    step = 1.0 / (curvature + l2)
+    moved = point - step * smooth
+    new = np.empty_like(moved)
+    new[:-1] = soft_threshold(moved[:-1], step * l1)
+    new[-1] = moved[-1]
+    change = new - old
+    if method == "fista":
+        restart = _column_sum((point - new) * change) > 0.0
+        grown = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * state.momentum * state.momentum))
+        following = np.where(restart, new, new + ((state.momentum - 1.0) / grown) * change)
+        momentum = np.where(restart, 1.0, grown)
+    else:
+        restart = np.zeros(l1.size, bool)
+        following, momentum = new, state.momentum
+    iteration = state.iteration + active
+    rows = np.stack(
+        [
+            iteration.astype(float),
+            loss_at_point,
+            np.sqrt(_column_sum(smooth * smooth)),
+            np.sqrt(_column_sum(change * change)),
+            (new[:-1] != 0.0).sum(axis=0).astype(float),
+            restart.astype(float),
+        ],
+        axis=1,
+    )
+    return _State(
+        np.where(active, new, old), np.where(active, following, point), np.where(active, momentum, state.momentum),
+        iteration, state.restarts + (active & restart),
+    ), rows  # fmt: skip
 
 
 def step_together(
@@ -140,19 +157,17 @@ def step_together(
     for columns, method in {(solver.columns, solver.method) for solver in solvers.values()}:
         keys = [k for k, solver in solvers.items() if (solver.columns, solver.method) == (columns, method)]
         tiles = [solvers[k] for k in keys]
-        l1, l2, curvature = (
-            np.concatenate([np.broadcast_to(value, TILE) for value in values])
-            for values in zip(*((tile.l1, tile.l2, tile.curvature) for tile in tiles), strict=True)
-        )
-        joint = TileSolver(columns, l1, l2, curvature, method)
-        for name in _STATE:
-            setattr(joint, name, np.concatenate([getattr(tile, name) for tile in tiles], axis=-1))
-        loss, gradient = (np.concatenate([sums[k][part] for k in keys], axis=-1) for part in (0, 1))
-        records = joint.step(loss, gradient, np.concatenate([active[k] for k in keys]))
+        l1, l2 = (np.concatenate([getattr(tile, name) for tile in tiles]) for name in ("l1", "l2"))
+        curvature = np.repeat([tile.curvature for tile in tiles], TILE)
+        state = _State(*(np.concatenate([getattr(tile, name) for tile in tiles], -1) for name in _State._fields))
+        loss, gradient = (np.concatenate([sums[k][part] for k in keys], -1) for part in (0, 1))
+        following, records = _step(
+            method, l1, l2, curvature, state, loss, gradient, np.concatenate([active[k] for k in keys])
+        )  # fmt: skip
         for place, (k, tile) in enumerate(zip(keys, tiles, strict=True)):
             lanes = slice(place * TILE, (place + 1) * TILE)
-            for name in _STATE:
-                setattr(tile, name, getattr(joint, name)[..., lanes])
+            for name, values in zip(_State._fields, following, strict=True):
+                setattr(tile, name, values[..., lanes])
             rows[k] = records[lanes]
     return rows
 
