@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -82,14 +82,16 @@ def _case(case: Samples) -> _Case | _ChunkedCase:
 
 
 class KernelPasses:
-    """``Passes`` on the CPU."""
+    """``Passes`` on the CPU; one pass at a time."""
 
     def __init__(self, data: FitData, *, threads: int = 1, resident_bytes: int = RESIDENT_BYTES) -> None:
         sizes = [chunk.stop - chunk.start for chunk in (*data.train_chunks, *data.validation_chunks)]
         if max(sizes, default=0) > CHUNK_MAX:
             raise ValueError(f"chunks of {max(sizes)} samples are too long for the kernel")
         self.data, self.threads = data, threads
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool = ThreadPoolExecutor(max(1, threads - 1))  # who asks for a pass takes part in it
+        self._jobs: dict[tuple[bool, int], _Job] = {}
+        self._calls: dict[str, tuple[list[_Job], list[_Call]]] = {}
         self._train = [_case(case) for case in data.train]
         self._validation = [_case(case) for case in data.validation]
         self._residency = Residency(data.train, data.train_chunks, resident_bytes)
@@ -162,19 +164,22 @@ class KernelPasses:
     def _job(
         self, meta_neuron: int, theta: np.ndarray, lanes: Mapping[int, np.ndarray] | None, plan: BlockPlan, shift: float
     ) -> _Job:
+        """The pass's part for one tile; that of the last pass, if it took the same lanes."""
         tile = self._tiles[meta_neuron]
         chosen = np.arange(TILE) if lanes is None else np.flatnonzero(lanes[meta_neuron])
-        weights = np.zeros((tile.spec.columns, TILE), np.float32)
+        training = plan is tile.plan
+        job = self._jobs.get((training, meta_neuron))
+        if job is None or not np.array_equal(job.lanes, chosen):
+            chunks = plan.bounds.size - 1
+            self._jobs[training, meta_neuron] = job = _Job(
+                tile, plan, chosen, np.zeros((tile.spec.columns, TILE), np.float32),
+                np.zeros((chunks, 1 + tile.spec.columns if training else 1, TILE)),
+                np.zeros((0 if training else chunks, len(THRESHOLDS), 2, TILE), np.int32),
+            )  # fmt: skip
         moved = theta[:, chosen].copy()
         moved[-1] += shift
-        weights[:, : chosen.size] = moved / math.log(2.0)
-        chunks = plan.bounds.size - 1
-        training = plan is tile.plan
-        return _Job(
-            tile, plan, chosen, weights,
-            np.zeros((chunks, 1 + tile.spec.columns if training else 1, TILE)),
-            np.zeros((0 if training else chunks, len(THRESHOLDS), 2, TILE), np.int32),
-        )  # fmt: skip
+        job.weights[:, : chosen.size] = moved / math.log(2.0)
+        return job
 
     def _run(self, chunks: list[Chunk], cases: list[_Case | _ChunkedCase], jobs: list[_Job], name: str) -> None:
         """Call the kernel for every chunk and job: each thread takes the next pair of a chunk and calls that nobody
@@ -182,7 +187,7 @@ class KernelPasses:
         residency = self._residency if name == "train" and self._residency.bounded else None
         if residency is not None:
             residency.start()
-        calls = _calls([job for job in jobs if job.lanes.size], name)
+        calls = self._called([job for job in jobs if job.lanes.size], name)
         parts = [(number, calls) for number in range(len(chunks))]
         if self.threads > 1 and residency is None and not any(isinstance(case, _ChunkedCase) for case in cases):
             # the last chunks go tile by tile, so that no thread waits long for another one
@@ -192,7 +197,7 @@ class KernelPasses:
             ]  # fmt: skip
         ticket = count()
 
-        def work(_: int) -> None:
+        def work() -> None:
             scratch = {call.kernel.features: call.kernel.scratch() for call in calls}
             for place in iter(ticket.__next__, None):
                 if place >= len(parts):
@@ -206,15 +211,27 @@ class KernelPasses:
                 if residency is not None:
                     residency.over(number)
 
-        if self.threads == 1:
-            work(0)
-        else:
-            list(self._pool.map(work, range(self.threads)))
+        others = [self._pool.submit(work) for _ in range(self.threads - 1)]
+        try:
+            work()
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+
+    def _called(self, jobs: list[_Job], name: str) -> list[_Call]:
+        """The jobs as calls: those of the last pass, if it had the same jobs."""
+        before, calls = self._calls.get(name, ([], []))
+        if len(before) != len(jobs) or any(one is not other for one, other in zip(before, jobs, strict=True)):
+            calls = _calls(jobs, name)
+            self._calls[name] = jobs, calls
+        return calls
 
 
 @dataclass
 class _Job:
-    """One tile in one pass: ``out`` (chunks, rows, TILE) and ``counts`` (chunks, thresholds, 2, TILE) by chunk."""
+    """One tile in one pass: ``out`` (chunks, rows, TILE) and ``counts`` (chunks, thresholds, 2, TILE) by chunk. Of
+    chunks without blocks they stay zero, of lanes that are not taken they mean nothing."""
 
     tile: _Tile
     plan: BlockPlan
