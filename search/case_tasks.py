@@ -16,6 +16,8 @@ from search.tune_parts import RETRIES
 
 #: Tasks that wait beside those that run, so that a process which is done goes on at once.
 WAITING = 2
+#: How often it is asked, while none ends, whether to go on.
+WAIT_SECONDS = 1.0
 #: Longest that calls which are called off may take to clear up after themselves, in seconds.
 CLEAR_SECONDS = 5.0
 
@@ -56,11 +58,15 @@ class CaseTasks:
     """The part of ``concurrent.futures.Executor`` that maps.
 
     What a call is given and what it returns crosses between processes: paths and names, no arrays. ``on_queued`` is
-    told a call's arguments when Ray gets it, mostly while others are at work.
+    told a call's arguments when Ray gets it, mostly while others are at work. ``on_wait`` is called every second while
+    no call ends; what it raises ends the map.
     """
 
-    def __init__(self, room: Room, *, on_queued: Callable[..., None] = _say_nothing) -> None:
-        self.room, self._on_queued = room, on_queued
+    def __init__(
+        self, room: Room, *, on_queued: Callable[..., None] = _say_nothing,
+        on_wait: Callable[[], None] = _say_nothing,
+    ) -> None:  # fmt: skip
+        self.room, self._on_queued, self._on_wait = room, on_queued, on_wait
         options: dict[str, Any] = {
             "num_cpus": room.cores_each, "max_retries": RETRIES,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(room.node, soft=False),
@@ -94,7 +100,10 @@ class CaseTasks:
                 elif not under_way:
                     return
                 else:
-                    for one in ray.wait(list(under_way))[0]:
+                    ended, _ = ray.wait(list(under_way), timeout=WAIT_SECONDS)
+                    if not ended:
+                        self._on_wait()
+                    for one in ended:
                         over[under_way.pop(one)] = outcome = _outcome(one)
                         failed = failed or outcome[1] is not None
         finally:

@@ -76,8 +76,9 @@ class Executor(Protocol):
         ...
 
     def case_tasks(
-        self, resources: Resources, at_once: int, cores_each: int, on_queued: Callable[..., None]
-    ) -> CaseTasks | None:
+        self, resources: Resources, at_once: int, cores_each: int, on_queued: Callable[..., None],
+        on_wait: Callable[[], None],
+    ) -> CaseTasks | None:  # fmt: skip
         """What maps over processes on this machine (see ``search.case_tasks``); None where there are none to be had."""
         ...
 

@@ -61,7 +61,10 @@ class InlineExecutor:
     def connect(self, gpus: Sequence[str] = ()) -> None:
         """There is nothing to connect to."""
 
-    def case_tasks(self, resources: Resources, at_once: int, cores_each: int, on_queued: Callable[..., None]) -> None:
+    def case_tasks(
+        self, resources: Resources, at_once: int, cores_each: int, on_queued: Callable[..., None],
+        on_wait: Callable[[], None],
+    ) -> None:  # fmt: skip
         """There are no other processes."""
 
     def close(self) -> None:

@@ -108,6 +108,7 @@ class TuneExecutor:
         self._address = address
         self._stack = contextlib.ExitStack()
         self._ready = False
+        self._connect_seconds = 0.0  # that no tally has yet
         self.results: tune.ResultGrid | None = None
 
     def connect(self, gpus: Sequence[str] = ()) -> None:
@@ -117,24 +118,28 @@ class TuneExecutor:
             EnvironmentFault: there is no cluster at the address.
         """
         if not self._ready:
+            started = time.perf_counter()
             self._stack.enter_context(ray_session(self._address, gpus))
             self._ready = True
+            self._connect_seconds = time.perf_counter() - started
 
     def case_tasks(
-        self, resources: Resources, at_once: int, cores_each: int, on_queued: Callable[..., None]
-    ) -> CaseTasks | None:
+        self, resources: Resources, at_once: int, cores_each: int, on_queued: Callable[..., None],
+        on_wait: Callable[[], None],
+    ) -> CaseTasks | None:  # fmt: skip
         """Ray tasks on this machine, in the session that the search will use; None where Ray has no core of it."""
         self._connect_for(resources)
         room = room_here(at_once, cores_each)
-        return None if room is None else CaseTasks(room, on_queued=on_queued)
+        return None if room is None else CaseTasks(room, on_queued=on_queued, on_wait=on_wait)
 
     def _connect_for(self, resources: Resources) -> None:
         self.connect([spot.gpu for spot in resources.spots if spot.gpu])
 
     def run(self, job: SearchJob) -> None:
-        started, tally = time.perf_counter(), Tally()
+        earlier, self._connect_seconds = self._connect_seconds, 0.0
+        started, tally = time.perf_counter() - earlier, Tally()
         self._connect_for(job.resources)
-        tally.ray_init_seconds = time.perf_counter() - started
+        tally.ray_init_seconds, self._connect_seconds = earlier + self._connect_seconds, 0.0
         engines = Engines(job)
         try:
             self._search(job, engines, tally)

@@ -139,6 +139,7 @@ class FakeCupy(types.ModuleType):
             self.RawKernel = RawKernel
         self.free, self.room, self.spoil = free, room, spoil
         self.puts: list[int] = []
+        self.compute_mode = 0
         self.released = 0
         fake = self
 
@@ -166,7 +167,9 @@ class FakeCupy(types.ModuleType):
             Device=Here,
             Event=Event,
             get_elapsed_time=lambda began, ended: 1000.0 * (ended.at - began.at),
-            runtime=types.SimpleNamespace(memGetInfo=lambda: (fake.free, 80 << 30)),
+            runtime=types.SimpleNamespace(
+                memGetInfo=lambda: (fake.free, 80 << 30), deviceGetAttribute=lambda number, index: fake.compute_mode
+            ),
         )
 
     def entered(self, index: int) -> None:

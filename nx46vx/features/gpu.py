@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Voxels whose pointwise arithmetic is done at a time, and bytes that one of them takes meanwhile.
 CHUNK, CHUNK_VOXEL_BYTES = 1 << 19, 1024
+#: CUDA's number of the attribute that says how many processes may use a GPU; 0: any.
+_COMPUTE_MODE = 20
 
 
 class Gpu:
@@ -42,6 +44,8 @@ class Gpu:
 
     def __init__(self, index: int, *, fused: bool = True) -> None:
         self._cupy = importlib.import_module("cupy")
+        if self._cupy.cuda.runtime.deviceGetAttribute(_COMPUTE_MODE, index) != 0:
+            raise RuntimeError("it takes one process at a time, and that is the search's")
         self._index, self.seconds = index, 0.0
         self.smooth: Smooth = FusedSmoothing(self._cupy) if fused else smooth
         self.lock = threading.RLock()

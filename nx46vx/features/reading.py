@@ -85,24 +85,24 @@ class ReadAhead:
 
 
 class FilesAhead:
-    """Has the system read the files of cases that other processes on this machine are about to want."""
+    """Has the system read the files of cases that other processes on this machine are about to want; ``io`` counts
+    it."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="files-ahead")
+    def __init__(self, io: IoClock | None = None) -> None:
+        self._pool, self._io = ThreadPoolExecutor(1, thread_name_prefix="files-ahead"), io or IoClock()
 
     def __call__(self, request: SampleRequest) -> None:
         """Read a case's files through, in the background. What cannot be read is for its reader to name."""
         for path in (request.case.label, request.case.image):
             if path is not None:
-                self._pool.submit(_read_through, path)
+                self._pool.submit(self._read_through, path)
 
     def close(self) -> None:
         """Read nothing further."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-
-def _read_through(path: Path) -> None:
-    piece = bytearray(_PIECE)
-    with suppress(OSError), open(path, "rb", buffering=0) as file:
-        while file.readinto(piece):
-            pass
+    def _read_through(self, path: Path) -> None:
+        piece = bytearray(_PIECE)
+        with suppress(OSError), self._io.counting("read_ahead"), open(path, "rb", buffering=0) as file:
+            while file.readinto(piece):
+                pass

@@ -4,7 +4,7 @@ each."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from nx46vx.pipeline.featuring import features_on_gpu
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.device import CPU
 from nx46vx.runtime.gpu_phases import PhaseUse
+from nx46vx.runtime.memory import read_memory
 from nx46vx.settings import Settings
 from search.executor import Executor
 from search.resources import Resources, usable_cpus
@@ -26,6 +27,10 @@ from search.resources import Resources, usable_cpus
 #: 192^3 (57 million voxels) 7.0 s by tasks and 7.9 s by threads; eight of 320^3 15.4 s and 17.4 s. Threads wait for
 #: one another's lock of the interpreter, the longer the more of them; a process costs 1.5 s of a core to begin.
 TASK_VOXELS = 2 * 320**3
+
+
+#: Memory that one case takes at 320^3, whatever the block: measured 0.67 GiB of a process.
+CASE_BYTES = 700 << 20
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,12 @@ class Builders:
 
 
 def workers(settings: Settings) -> int:
-    """How many cases are computed at once."""
-    return usable_cpus() if settings.features.workers == "auto" else settings.features.workers
+    """How many cases are computed at once: as many as there are cores, if half of the free memory holds them."""
+    if settings.features.workers != "auto":
+        return settings.features.workers
+    memory = read_memory(gpus=lambda: ((), ""))
+    room = (memory.limit_bytes - memory.used_bytes) // 2 // CASE_BYTES
+    return max(1, min(usable_cpus(), room))
 
 
 @contextmanager
@@ -66,11 +75,12 @@ def builders(
         yield Builders(threads, each, at_once)
         return
     device = resources.device if resources is not None else CPU
-    with features_on_gpu(session, device, use) as gpu, closing(FilesAhead()) as files:
+    with features_on_gpu(session, device, use) as gpu, closing(FilesAhead(session.io)) as files:
         if gpu is not None:
             chosen = Builders(gpu.executor, each, gpu.at_once, "gpu", gpu.sampling)
         else:
-            chosen = _on_processors(missing, Builders(threads, each, at_once), executor, resources, files)
+            by_threads = Builders(threads, each, at_once)
+            chosen = _on_processors(missing, by_threads, executor, resources, files, session.governor.check)
         session.log.emit(
             "FEATURE_BUILD", by=chosen.by, cases=len(missing), voxels=_voxels(missing),
             at_once=min(chosen.at_once, len(missing)), threads_each=chosen.threads,
@@ -80,16 +90,16 @@ def builders(
 
 def _on_processors(
     missing: Sequence[SampleRequest], threads: Builders, executor: Executor | None, resources: Resources | None,
-    files: FilesAhead,
+    files: FilesAhead, check: Callable[[], None],
 ) -> Builders:  # fmt: skip
-    """Ray tasks where they pay and are to be had, else threads."""
+    """Ray tasks where they pay and are to be had, else threads. ``check`` may end them, as it may threads."""
 
     def queued(root: Path, request: SampleRequest) -> None:
         files(request)
 
     if executor is None or resources is None or len(missing) < 2 or _voxels(missing) < TASK_VOXELS:
         return threads
-    tasks = executor.case_tasks(resources, threads.at_once, threads.threads, queued)
+    tasks = executor.case_tasks(resources, threads.at_once, threads.threads, queued, check)
     return threads if tasks is None else Builders(tasks, tasks.room.cores_each, tasks.room.running, "ray")
 
 

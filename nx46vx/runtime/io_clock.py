@@ -11,11 +11,11 @@ from operator import itemgetter
 from typing import Any, Literal
 
 Kind = Literal[
-    "read_volumes", "map_features", "write_features", "write_search_volumes", "write_masks", "package"
+    "read_volumes", "read_ahead", "map_features", "write_features", "write_search_volumes", "write_masks", "package"
 ]  # fmt: skip
 
 #: Kinds that read; ``package`` writes the archive, and reads it back.
-READING: tuple[Kind, ...] = ("read_volumes", "map_features")
+READING: tuple[Kind, ...] = ("read_volumes", "read_ahead", "map_features")
 WRITING: tuple[Kind, ...] = ("write_features", "write_search_volumes", "write_masks", "package")
 
 

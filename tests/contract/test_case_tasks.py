@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray import cloudpickle
@@ -25,9 +27,12 @@ from nx46vx.pipeline.run import make_executor
 from nx46vx.pipeline.session import Session, open_session
 from nx46vx.runtime.sink import MemorySink
 from nx46vx.runtime.stop import StopFlag
+from search import tune_runner
 from search.case_tasks import CaseTasks
 from search.executor import Executor
 from search.resources import Resources, plan_resources
+from search.tally import Tally
+from search.tune_runner import TuneExecutor
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the processes cannot import it
 FLAT = {"resources.executor": "ray", "features.workers": 2}
@@ -51,9 +56,10 @@ def tasks(executor: Executor, resources: Resources) -> CaseTasks:
 
 
 def tasks_of(
-    executor: Executor, resources: Resources, at_once: int = 2, on_queued: Callable[..., None] = lambda *_: None
-) -> CaseTasks:
-    made = executor.case_tasks(resources, at_once, 1, on_queued)
+    executor: Executor, resources: Resources, at_once: int = 2, on_queued: Callable[..., None] = lambda *_: None,
+    on_wait: Callable[[], None] = lambda: None,
+) -> CaseTasks:  # fmt: skip
+    made = executor.case_tasks(resources, at_once, 1, on_queued, on_wait)
     assert made is not None
     return made
 
@@ -96,6 +102,34 @@ def test_the_first_call_that_fails_ends_it_with_its_own_error(tasks: CaseTasks) 
         next(results)
     assert type(caught.value) is DataError and caught.value.exit_code == 4
     assert (caught.value.where, caught.value.fix) == ("call 2", "leave it out")
+
+
+def test_while_no_call_ends_the_map_can_be_ended(executor: Executor, resources: Resources) -> None:
+    """As by a time limit, or by the first Ctrl-C, however long the calls take."""
+
+    def enough() -> None:
+        raise DataError("enough", where="here", found="time", fix="wait")
+
+    calls, started = tasks_of(executor, resources, on_wait=enough).map(wait, [60.0] * 3, "abc"), time.monotonic()
+    with pytest.raises(DataError, match="enough"):
+        next(calls)
+    assert time.monotonic() - started < 30
+
+
+def test_rays_start_is_told_by_the_first_search_and_once(
+    executor: Executor, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began when the first map was asked for, not in a search."""
+    told: list[tuple[float, float]] = []
+    monkeypatch.setattr(TuneExecutor, "_search", lambda *_: None)
+    monkeypatch.setattr(tune_runner, "Engines", lambda _: SimpleNamespace(stats=list, end=lambda: None))
+    tasks_of(executor, resources)
+    for _ in range(2):
+        job: Any = SimpleNamespace(resources=resources, sink=MemorySink(), tally=Tally())
+        executor.run(job)
+        told.append((job.tally.ray_init_seconds, job.tally.search_seconds))
+    (first, whole), (second, _) = told
+    assert 0.3 < first <= whole and second < 0.1
 
 
 def test_a_call_whose_process_is_killed_is_made_again(tasks: CaseTasks, tmp_path: Path) -> None:

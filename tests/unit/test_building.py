@@ -16,6 +16,7 @@ from nx46vx.features import reading
 from nx46vx.features.request import SampleRequest
 from nx46vx.pipeline import building
 from nx46vx.runtime.device import CPU
+from nx46vx.runtime.io_clock import IoClock
 from nx46vx.runtime.sink import MemorySink
 
 SHAPE = (320, 320, 320)
@@ -28,7 +29,10 @@ class Processes:
         self.cores, self.asked = cores, list[tuple[int, int]]()
         self.queued: Callable[..., None] = lambda *_: None
 
-    def case_tasks(self, resources: Any, at_once: int, cores_each: int, on_queued: Callable[..., None]) -> Any:
+    def case_tasks(
+        self, resources: Any, at_once: int, cores_each: int, on_queued: Callable[..., None],
+        on_wait: Callable[[], None],
+    ) -> Any:  # fmt: skip
         self.asked.append((at_once, cores_each))
         self.queued = on_queued
         if not self.cores:
@@ -49,7 +53,10 @@ def chosen(
     workers: str | int = "auto",
 ) -> tuple[str, int, dict[str, Any]]:  # fmt: skip
     monkeypatch.setattr(building, "usable_cpus", lambda: cpus)
-    session: Any = SimpleNamespace(settings=tiny_settings(None, {"features.workers": workers}), log=MemorySink())
+    session: Any = SimpleNamespace(
+        settings=tiny_settings(None, {"features.workers": workers}), log=MemorySink(), io=IoClock(),
+        governor=SimpleNamespace(check=lambda: None),
+    )  # fmt: skip
     resources: Any = SimpleNamespace(device=CPU)
     with ThreadPoolExecutor(1) as threads, building.builders(session, missing, threads, executor, resources) as by:
         assert (by.mapper is threads) == (by.by == "threads")
@@ -70,6 +77,16 @@ def test_much_goes_to_processes_and_little_to_threads(monkeypatch: pytest.Monkey
     assert chosen(requests_of(40), Processes(0), monkeypatch)[0] == "threads", "there are none to be had"
 
 
+def test_no_more_cases_at_once_than_half_of_the_free_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "usable_cpus", lambda: 64)
+    settings, case = tiny_settings(None, {"features.workers": "auto"}), building.CASE_BYTES
+    for free, expected in ((1000 * case, 64), (20 * case, 10), (case, 1)):
+        memory = SimpleNamespace(limit_bytes=free + 5, used_bytes=5)
+        monkeypatch.setattr(building, "read_memory", lambda memory=memory, **_: memory)
+        assert building.workers(settings) == expected
+    assert building.workers(tiny_settings(None, {"features.workers": 7})) == 7
+
+
 @pytest.mark.parametrize(
     ("count", "cpus", "workers", "each"), [(4, 8, "auto", 2), (40, 8, "auto", 1), (40, 8, 2, 4), (40, 2, 16, 1)]
 )
@@ -81,16 +98,17 @@ def test_cores_are_shared_among_the_cases_that_are_computed_at_once(
 
 def test_files_of_a_case_are_read_when_it_is_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    through = reading._read_through
+    through, io = reading.FilesAhead._read_through, IoClock()
 
-    def noted(path: Path) -> None:
-        through(path)
+    def noted(self: reading.FilesAhead, path: Path) -> None:
+        through(self, path)
         read.append(path)
 
-    monkeypatch.setattr(reading, "_read_through", noted)
+    monkeypatch.setattr(reading.FilesAhead, "_read_through", noted)
     (tmp_path / "image.tif").write_bytes(bytes(9_000_000))
     paths = tmp_path / "image.tif", tmp_path / "there-is-none.tif"
-    files = reading.FilesAhead()
+    files = reading.FilesAhead(io)
     files(SampleRequest(Case("case", *paths, SHAPE, "i", "l", None), "train", 0, 100, 64))
     files._pool.shutdown(wait=True)
     assert read == [paths[1], paths[0]], "one that cannot be read is for its reader to name"
+    assert io.figures()["kinds"]["read_ahead"]["times"] == 2

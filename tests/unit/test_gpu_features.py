@@ -71,6 +71,13 @@ def test_a_gpu_with_the_processors_bits_is_used(monkeypatch: pytest.MonkeyPatch)
     assert cupy.puts and cupy.released and gpu.seconds == 0.0
 
 
+def test_a_gpu_that_takes_one_process_is_left_to_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = install(monkeypatch, FakeCupy())
+    cupy.compute_mode = 3
+    gpu, said = open_gpu(0)
+    assert gpu is None and "one process at a time" in said and not cupy.puts
+
+
 def test_where_its_kernels_fail_it_is_used_without_them(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
     install(monkeypatch, FakeCupy(kernels=False))
     gpu, said = open_gpu(0)
