@@ -117,6 +117,13 @@ _ADVICE = {
 }
 
 
+def in_words(error: Exception, most: int | None = None) -> str:
+    """An error's kind and the first line of what it says, at most so many characters: libraries have many kinds, and
+    say much."""
+    said = (str(error).strip().splitlines() or [""])[0][:most]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def from_os_error(error: OSError, doing: str, where: object = None) -> EnvironmentFault:
     """Name an operating system failure: what was being done, where, and what to do about it."""
     return EnvironmentFault(

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from nx46vx.errors import EnvironmentFault
+from nx46vx.errors import EnvironmentFault, in_words
 from search.tune_parts import RETRIES
 
 #: Tasks that wait beside those that run, so that a process which is done goes on at once.
@@ -130,7 +130,7 @@ def _outcome(one: Any) -> tuple[Any, BaseException | None]:
         return None, EnvironmentFault(
             "a process was killed at its work again and again" if killed else "Ray cannot run tasks here any more",
             where="Ray's tasks on this machine",
-            found=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}",
+            found=in_words(error),
             fix="most often memory is short: lower features.workers or features.block, and start again",
         )
 

@@ -12,10 +12,10 @@ class Tally:
     """All seconds but the first three are summed over processes.
 
     ``search``: wall, from an executor's start to its end; ``ray_init`` of it until Ray was there, also where that was
-    before, for the features or to join a cluster; ``engine_busy``: an
-    engine's in passes, the busiest one's; ``gpu``: the longest that a GPU worked, synchronised; ``trial_log``,
-    ``trial_checkpoint``: trials' in their event logs and in the store. ``engine_restarts``: engines that died and were
-    started again; what they did until they last told of it is in the sums.
+    before, for the features or to join a cluster; ``engine_busy``: an engine's in passes, the busiest one's; ``gpu``:
+    the longest that a GPU worked, synchronised; ``trial_log``, ``trial_checkpoint``: trials' in their event logs and in
+    the store. ``engine_restarts``: engines that died and were started again; what they did until they last told of it
+    is in the sums.
     """
 
     search_seconds: float = 0.0

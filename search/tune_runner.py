@@ -136,10 +136,9 @@ class TuneExecutor:
         self.connect([spot.gpu for spot in resources.spots if spot.gpu])
 
     def run(self, job: SearchJob) -> None:
-        earlier, self._connect_seconds = self._connect_seconds, 0.0
-        started, tally = time.perf_counter() - earlier, Tally()
+        started, tally = time.perf_counter() - self._connect_seconds, Tally()
         self._connect_for(job.resources)
-        tally.ray_init_seconds, self._connect_seconds = earlier + self._connect_seconds, 0.0
+        tally.ray_init_seconds, self._connect_seconds = self._connect_seconds, 0.0
         engines = Engines(job)
         try:
             self._search(job, engines, tally)

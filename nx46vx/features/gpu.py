@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CHUNK, CHUNK_VOXEL_BYTES = 1 << 19, 1024
 #: CUDA's number of the attribute that says how many processes may use a GPU; 0: any.
 _COMPUTE_MODE = 20
+#: Characters of an error that are told: compilers say much.
+WORDS = 300
 
 
 class Gpu:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from nx46vx.data.synthetic import make_case
+from nx46vx.errors import in_words
 from nx46vx.features.backend import Backend, backend
 from nx46vx.features.blocks import iter_blocks, sample_features
-from nx46vx.features.gpu import Gpu
+from nx46vx.features.gpu import WORDS, Gpu
 from nx46vx.features.pool import feature_names
 from nx46vx.features.reference import measure_reference
 
@@ -38,9 +38,6 @@ class Check:
             f"its features are not the processor's bit for bit ({kind}: {self.feature} differs by "
             f"{self.deviation:.1e} of its spread)"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def check(gpu: Backend) -> Check:
@@ -86,19 +83,14 @@ def _opened(index: int, *, fused: bool) -> tuple[Gpu | None, str]:
     except ImportError as error:
         return None, f"CuPy cannot be used: {error}"
     except Exception as error:  # CUDA's, CuPy's and NVRTC's are of many kinds
-        return None, f"CuPy cannot use GPU {index}: {_words(error)}"
+        return None, f"CuPy cannot use GPU {index}: {in_words(error, WORDS)}"
     try:
         found = check(gpu)
     except Exception as error:
-        return None, f"GPU {index} cannot compute features: {_words(error)}"
+        return None, f"GPU {index} cannot compute features: {in_words(error, WORDS)}"
     finally:
         gpu.release()
         gpu.seconds = 0.0
     if not found.same_bits:
         return None, f"GPU {index} is not used: {found.said}"
     return gpu, found.said
-
-
-def _words(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first[:300]}"

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from nx46vx.errors import in_words
 from nx46vx.features.blocks import block_windows, sample_features
-from nx46vx.features.gpu import CHUNK, CHUNK_VOXEL_BYTES, Gpu
+from nx46vx.features.gpu import CHUNK, CHUNK_VOXEL_BYTES, WORDS, Gpu
 from nx46vx.features.pool import HALO
 from nx46vx.features.reference import VolumeReference
 from nx46vx.features.smoothing import grown
@@ -70,8 +71,7 @@ class GpuSampling:
         try:
             return self._sampled(volume, reference, names, index)
         except Exception as error:  # CUDA's and CuPy's are of many kinds
-            first = (str(error).splitlines() or [""])[0]
-            self.reason = f"the GPU failed: {type(error).__name__}: {first[:300]}"
+            self.reason = f"the GPU failed: {in_words(error, WORDS)}"
         self._on_fallback(f"{self.reason}; {self.on_gpu} volumes were computed there before")
         return None
 

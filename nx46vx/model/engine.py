@@ -193,16 +193,15 @@ class FitEngine:
                 tiles = {lane.candidate.meta_neuron for lane in lanes}
                 if missing := tiles - set(self._specs):
                     raise KeyError(f"the engine does not know meta-neurons {sorted(missing)}")
-                targets = {}
+                steps = []
                 for lane in lanes:
                     self._solvers[lane.candidate.meta_neuron].put(lane.slot, lane.frontier)
                     done = lane.frontier.iteration
                     # whatever the block, trials get every tenth state: that is where they checkpoint
                     ends = (done + every - done % every for every in (self._block, KPI_EVERY))
-                    targets[lane.candidate] = min(*ends, lane.until)
+                    steps.append(min(*ends, lane.until) - done)
             if not lanes:
                 return
-            steps = [targets[lane.candidate] - lane.frontier.iteration for lane in lanes]
             records: dict[int, list[np.ndarray]] = {k: [] for k in tiles}
             kpis: dict[Candidate, dict[str, Any]] = {}
             figures = 0.0

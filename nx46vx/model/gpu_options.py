@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from nx46vx.errors import in_words
 from nx46vx.model.notes import Notes
 
 #: Logits (TILE, n) and weights (n,) to softplus, and to sigmoid times the weight; (TILE, n) each.
@@ -19,12 +20,6 @@ MOST_GRAPHS = 8
 def plain_curves(z: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The curves, operation by operation. ``z`` may be overwritten."""
     return torch.nn.functional.softplus(z), torch.sigmoid_(z).mul_(weight)
-
-
-def in_words(error: Exception) -> str:
-    """An error's kind and the first line of what it says: torch and CUDA have many kinds, and say much."""
-    said = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 class CurvesInUse:

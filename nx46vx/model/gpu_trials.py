@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from nx46vx.errors import in_words
 from nx46vx.model.candidates import TILE
-from nx46vx.model.gpu_options import Curves, Products, in_words
+from nx46vx.model.gpu_options import Curves, Products
 from nx46vx.model.neuron import fold
 from nx46vx.model.notes import Notes
 

@@ -104,29 +104,20 @@ class _Kernel:
             w.loop(0, total, w.width, lambda i, start=start: w.store(zero, w.at(start, i)))
 
         def block(index: Value) -> None:
-            first, last, count, weight = (
-                b.sext(b.load(w.at(blocks, b.mul(index, I64(4)), item)), I64) for item in range(4)
-            )
+            first, last, count, weight = w.integers(blocks, index, 4)
 
             def piece(number: Value, position: Value) -> list[Value]:
-                start, length = (
-                    b.sext(b.load(w.at(pieces, b.mul(number, I64(2)), item)), I64) for item in range(2)
-                )  # fmt: skip
+                start, length = w.integers(pieces, number, 2)
                 b.call(fill, [features, stride, rows, constants, y, start, length, w.at(scratch, position)])
                 return [b.add(position, length)]
 
             w.loop(first, last, 1, piece, [I64(0)])
             following = b.add(index, I64(1))
             with b.if_then(b.icmp_signed("<", following, n_blocks)):
-                begin, end = (
-                    b.sext(b.load(w.at(blocks, b.mul(following, I64(4)), item)), I64) for item in range(2)
-                )  # fmt: skip
+                begin, end, *_ = w.integers(blocks, following, 4)
 
                 def ahead(number: Value) -> None:
-                    start, length = (
-                        b.sext(b.load(w.at(pieces, b.mul(number, I64(2)), item)), I64) for item in range(2)
-                    )
-                    b.call(fetch, [features, stride, rows, start, length])
+                    b.call(fetch, [features, stride, rows, *w.integers(pieces, number, 2)])
 
                 w.loop(begin, end, 1, ahead)
             padded = b.and_(b.add(count, I64(STEP - 1)), I64(-STEP))

@@ -124,6 +124,11 @@ class Writer:
         address = self.b.bitcast(pointer, self.of(scalar).as_pointer())
         return self.b.load(address, align=4 if scalar is not I8 else 1)
 
+    def integers(self, table: Value, row: Value, columns: int) -> list[Value]:
+        """A row of a table of int32, as int64."""
+        b = self.b
+        return [b.sext(b.load(self.at(table, b.mul(row, I64(columns)), item)), I64) for item in range(columns)]
+
     def store(self, value: Value, pointer: Value) -> None:
         self.b.store(value, self.b.bitcast(pointer, value.type.as_pointer()), align=4)
 

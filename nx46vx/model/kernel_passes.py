@@ -222,13 +222,13 @@ class KernelPasses:
     def _called(self, jobs: list[_Job], name: str) -> list[_Call]:
         """The jobs as calls: those of the last pass, if it had the same jobs."""
         before, calls = self._calls.get(name, ([], []))
-        if len(before) != len(jobs) or any(one is not other for one, other in zip(before, jobs, strict=True)):
+        if before != jobs:
             calls = _calls(jobs, name)
             self._calls[name] = jobs, calls
         return calls
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     """One tile in one pass: ``out`` (chunks, rows, TILE) and ``counts`` (chunks, thresholds, 2, TILE) by chunk. Of
     chunks without blocks they stay zero, of lanes that are not taken they mean nothing."""

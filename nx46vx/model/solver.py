@@ -91,10 +91,7 @@ class TileSolver:
 
         Returns the iteration records, shape (TILE, len(ITERATION_FIELDS)); rows of idle lanes are meaningless.
         """
-        state = _State(self.theta, self.point, self.momentum, self.iteration, self.restarts)
-        state, rows = _step(self.method, self.l1, self.l2, self.curvature, state, loss, gradient, active)
-        self.theta, self.point, self.momentum, self.iteration, self.restarts = state
-        return rows
+        return step_together({0: self}, {0: (loss, gradient)}, {0: active})[0]
 
 
 class _State(NamedTuple):
@@ -108,7 +105,7 @@ class _State(NamedTuple):
 
 
 def _step(
-    method: Method, l1: np.ndarray, l2: np.ndarray, curvature: float | np.ndarray, state: _State, loss: np.ndarray,
+    method: Method, l1: np.ndarray, l2: np.ndarray, curvature: np.ndarray, state: _State, loss: np.ndarray,
     gradient: np.ndarray, active: np.ndarray,
 ) -> tuple[_State, np.ndarray]:  # fmt: skip
     """``TileSolver.step`` of any number of lanes: the state that follows, and the records."""

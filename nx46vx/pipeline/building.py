@@ -18,7 +18,7 @@ from nx46vx.pipeline.featuring import features_on_gpu
 from nx46vx.pipeline.session import Session
 from nx46vx.runtime.device import CPU
 from nx46vx.runtime.gpu_phases import PhaseUse
-from nx46vx.runtime.memory import read_memory
+from nx46vx.runtime.memory import free_bytes
 from nx46vx.settings import Settings
 from search.executor import Executor
 from search.resources import Resources, usable_cpus
@@ -27,7 +27,6 @@ from search.resources import Resources, usable_cpus
 #: 192^3 (57 million voxels) 7.0 s by tasks and 7.9 s by threads; eight of 320^3 15.4 s and 17.4 s. Threads wait for
 #: one another's lock of the interpreter, the longer the more of them; a process costs 1.5 s of a core to begin.
 TASK_VOXELS = 2 * 320**3
-
 
 #: Memory that one case takes at 320^3, whatever the block: measured 0.67 GiB of a process.
 CASE_BYTES = 700 << 20
@@ -49,9 +48,7 @@ def workers(settings: Settings) -> int:
     """How many cases are computed at once: as many as there are cores, if half of the free memory holds them."""
     if settings.features.workers != "auto":
         return settings.features.workers
-    memory = read_memory(gpus=lambda: ((), ""))
-    room = (memory.limit_bytes - memory.used_bytes) // 2 // CASE_BYTES
-    return max(1, min(usable_cpus(), room))
+    return max(1, min(usable_cpus(), free_bytes() // 2 // CASE_BYTES))
 
 
 @contextmanager

@@ -18,7 +18,6 @@ Kind = Literal[
 READING: tuple[Kind, ...] = ("read_volumes", "read_ahead", "map_features")
 WRITING: tuple[Kind, ...] = ("write_features", "write_search_volumes", "write_masks", "package")
 
-
 #: What was done, from when to when, in seconds of the machine's clock that only goes on.
 Span = tuple[Kind, float, float]
 

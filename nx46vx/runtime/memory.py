@@ -106,6 +106,12 @@ def read_memory(
     return Memory(limit, used, by, read_family(pid), found, reason)
 
 
+def free_bytes() -> int:
+    """Memory that is free for us: the machine's, or less where a container has a limit."""
+    available, group = int(psutil.virtual_memory().available), tightest_group()
+    return available if group is None else max(min(available, group.limit_bytes - group.used_bytes), 0)
+
+
 def read_family(pid: int | None = None) -> Family:
     """The process (this one unless named) and all that descend from it; one that ends meanwhile is left out."""
     head = psutil.Process(pid)

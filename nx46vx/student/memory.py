@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import psutil
 import torch
 from torch import nn
 
-from nx46vx.runtime.cgroup import tightest_group
+from nx46vx.runtime import memory
 
 #: Share of the free memory that may be used, and what a patch needs besides what autograd keeps of it.
 USABLE = 0.8
@@ -32,11 +31,9 @@ def saved_bytes(forward: Callable[[], torch.Tensor]) -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is free for us: the machine's, or less where a container has a limit; on the GPU with what torch has
-    set aside and does not use."""
+    """Memory that is free for us; on the GPU with what torch has set aside and does not use."""
     if device != "cuda":
-        available, group = int(psutil.virtual_memory().available), tightest_group()
-        return available if group is None else max(min(available, group.limit_bytes - group.used_bytes), 0)
+        return memory.free_bytes()
     free, _ = torch.cuda.mem_get_info()
     return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
 

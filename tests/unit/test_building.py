@@ -81,8 +81,7 @@ def test_no_more_cases_at_once_than_half_of_the_free_memory_holds(monkeypatch: p
     monkeypatch.setattr(building, "usable_cpus", lambda: 64)
     settings, case = tiny_settings(None, {"features.workers": "auto"}), building.CASE_BYTES
     for free, expected in ((1000 * case, 64), (20 * case, 10), (case, 1)):
-        memory = SimpleNamespace(limit_bytes=free + 5, used_bytes=5)
-        monkeypatch.setattr(building, "read_memory", lambda memory=memory, **_: memory)
+        monkeypatch.setattr(building, "free_bytes", lambda free=free: free)
         assert building.workers(settings) == expected
     assert building.workers(tiny_settings(None, {"features.workers": 7})) == 7
 

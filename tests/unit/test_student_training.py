@@ -17,11 +17,11 @@ from student_specs import cut_cases_of, small, spec_of
 from nx46vx.data.cases import Case
 from nx46vx.errors import IncompatibleError, NX46Error
 from nx46vx.model.metrics import count_at_thresholds
+from nx46vx.runtime import memory as memory_room
 from nx46vx.runtime.cgroup import GroupMemory
 from nx46vx.runtime.checkpoint import CheckpointStore
 from nx46vx.runtime.sink import MemorySink, NullSink
 from nx46vx.student import compiling
-from nx46vx.student import memory as memory_room
 from nx46vx.student import trainer as trainer_room
 from nx46vx.student.estimate import affordable
 from nx46vx.student.gradients import ByMicroBatch, BySample
